@@ -1,0 +1,335 @@
+//! What producers filled: records under keys, and the queues that name the records still to be uploaded.
+//!
+//! [`UploadCache`] is all that the upload needs of a cache. Everything it must remember between two instructions lives in
+//! the cache itself, beside the queue, because the machine that runs us may vanish at any of them:
+//!
+//! | key | type | holds |
+//! |---|---|---|
+//! | `{queue}` | list | the producer's queue, newest at the head |
+//! | `{queue}:inflight` | set | the batches that somebody has claimed |
+//! | `{queue}:inflight:{batch}` | list | the claimed entries, oldest first |
+//! | `{queue}:inflight:{batch}:lease` | string with a TTL | who works on the batch; gone when the owner died |
+//! | `{queue}:inflight:{batch}:state` | hash | the readings made so far, and the batch that unsettled entries move to |
+//! | `{queue}:inflight:{batch}:marks:{reading}` | string | one [`Mark`] for each entry, in the order of the list |
+//! | `{queue}:inflight:{batch}:buried` | set | positions of entries that the warehouse refused |
+//! | `{queue}:uploaded:{batch}` | string with a TTL | hashes of keys uploaded and deleted lately |
+//! | `{queue}:sent:{key}` | string with a TTL | the digest last uploaded, for records that are kept |
+
+mod redis;
+mod sqlite;
+
+pub use self::redis::RedisCache;
+pub use self::sqlite::SqliteCache;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// A queue, and the Redis database that holds it and its records.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueRef {
+    /// Number of the database, 0 to 15 on an ordinary Redis.
+    pub database: u16,
+    /// Name of the list.
+    pub queue: String,
+}
+
+impl fmt::Display for QueueRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (database {})", self.queue, self.database)
+    }
+}
+
+/// The right to work on one batch of one queue, until `ttl` has passed without a renewal.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    /// The queue that the batch was taken from.
+    pub queue: QueueRef,
+    /// The batch: a ULID, so batches sort by age.
+    pub batch: String,
+    /// Who holds it: unique for each process.
+    pub owner: String,
+    /// How long it lasts without [`UploadCache::renew`].
+    pub ttl: Duration,
+}
+
+/// A batch that somebody claimed and has not finished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inflight {
+    /// The batch's ULID.
+    pub batch: String,
+    /// How many entries it holds.
+    pub entries: u64,
+    /// Whether its owner is alive: the lease has not ended.
+    pub leased: bool,
+}
+
+/// What a key holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stored {
+    /// The record's bytes.
+    Value(Bytes),
+    /// Nothing: never written, expired, evicted, or deleted.
+    Missing,
+    /// A list, hash, set, …, where a string was expected; the type's name.
+    WrongType(String),
+    /// A string longer than the limit; its length in bytes. It was not fetched.
+    TooLarge(u64),
+}
+
+/// 128 bits that stand for a value: XXH3, so equal digests mean equal values for all who do not attack themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Digest(pub [u8; 16]);
+
+impl Digest {
+    /// The digest of `value`.
+    pub fn of(value: &[u8]) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_128(value).to_be_bytes())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+/// What one reading of a batch did with one entry. Stored as [`Mark::SIZE`] bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// Not this reading's business: another table's, or refused by the warehouse before.
+    Untouched,
+    /// Its value went into the load of the reading's table number `table`.
+    Sent {
+        /// Position of the table in the reading's list of tables.
+        table: u8,
+        /// What was sent.
+        digest: Digest,
+    },
+    /// Needs no row: named twice in the batch, uploaded before, or kept as a dead letter.
+    Settled,
+    /// Should be a dead letter but could not be kept as one: it must stay in flight.
+    Unsettled,
+}
+
+impl Mark {
+    /// Bytes of one stored mark: a tag, a table number, a digest.
+    pub const SIZE: usize = 18;
+
+    /// Appends the stored form to `out`.
+    pub fn write(self, out: &mut Vec<u8>) {
+        let (tag, table, digest) = match self {
+            Self::Untouched => (0, 0, Digest::default()),
+            Self::Sent { table, digest } => (1, table, digest),
+            Self::Settled => (2, 0, Digest::default()),
+            Self::Unsettled => (3, 0, Digest::default()),
+        };
+        out.extend_from_slice(&[tag, table]);
+        out.extend_from_slice(&digest.0);
+    }
+
+    /// Reads stored marks; a torn last one is left out.
+    pub fn read_all(bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
+        bytes.chunks_exact(Self::SIZE).map(|mark| {
+            let digest = Digest(mark[2..].try_into().expect("a chunk is SIZE bytes"));
+            match mark[0] {
+                1 => Self::Sent { table: mark[1], digest },
+                2 => Self::Settled,
+                3 => Self::Unsettled,
+                _ => Self::Untouched,
+            }
+        })
+    }
+}
+
+/// A reading of a batch: one pass over its records that built one load for each of some tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// 1, 2, 3, … in the order in which readings began, whoever made them.
+    pub number: u32,
+    /// What the reader noted: the tables and attempts it was for. The cache does not look inside.
+    pub note: String,
+}
+
+/// What became of the records of a chunk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Still held what was sent, and were deleted (or, under [`AfterUpload::Keep`], remembered as sent).
+    pub done: u64,
+    /// Were rewritten since they were read: left alone, their own queue entry brings them next time.
+    pub rewritten: u64,
+    /// Were gone already.
+    pub gone: u64,
+}
+
+/// What happens to a record once its row is in the warehouse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AfterUpload {
+    /// It is deleted.
+    #[default]
+    Delete,
+    /// It stays until its TTL ends.
+    Keep,
+}
+
+/// A cache with upload queues: Redis, or SQLite where no Redis is configured.
+///
+/// Every method that changes something for a [`Lease`] first checks, in the same atomic step, that the lease is still held,
+/// and fails with [`CacheError::LeaseLost`] otherwise. Every method may be repeated after a doubt.
+#[async_trait]
+pub trait UploadCache: Send + Sync + 'static {
+    /// Asks the server whether it is there.
+    async fn ping(&self) -> Result<(), CacheError>;
+
+    /// Number of entries that wait in the queue.
+    async fn depth(&self, queue: &QueueRef) -> Result<u64, CacheError>;
+
+    /// Up to `count` waiting entries, oldest first, after leaving out the `skip` oldest. Takes nothing.
+    async fn peek(&self, queue: &QueueRef, skip: u64, count: u32) -> Result<Vec<Bytes>, CacheError>;
+
+    /// The claimed batches of a queue, oldest first.
+    async fn inflight(&self, queue: &QueueRef) -> Result<Vec<Inflight>, CacheError>;
+
+    /// Moves up to `count` of the oldest waiting entries to the end of the lease's batch, in one atomic step, and returns
+    /// them in that order. Creates the batch and its lease with the first entry; an empty queue leaves no trace.
+    async fn claim(&self, lease: &Lease, count: u32) -> Result<Vec<Bytes>, CacheError>;
+
+    /// Takes over a batch whose lease has ended. `false`: somebody holds it, or it is finished.
+    async fn adopt(&self, lease: &Lease) -> Result<bool, CacheError>;
+
+    /// Makes the lease last for another `ttl`.
+    async fn renew(&self, lease: &Lease) -> Result<(), CacheError>;
+
+    /// Gives the lease up, so that the next run need not wait for its end. The batch stays in flight.
+    async fn release_lease(&self, lease: &Lease) -> Result<(), CacheError>;
+
+    /// Claimed entries at positions `start..start + count`, oldest first.
+    async fn entries(&self, lease: &Lease, start: u64, count: u32) -> Result<Vec<Bytes>, CacheError>;
+
+    /// Reads records: one [`Stored`] for each key, in order, but perhaps only for the first few keys (at least one), so that
+    /// about `max_total` bytes come back. Values longer than `max_value` bytes are not fetched.
+    async fn read(
+        &self,
+        database: u16,
+        keys: &[&str],
+        max_value: u64,
+        max_total: u64,
+    ) -> Result<Vec<Stored>, CacheError>;
+
+    /// Starts a reading and returns its number.
+    async fn begin_reading(&self, lease: &Lease, note: &str) -> Result<u32, CacheError>;
+
+    /// The readings of a batch, in order.
+    async fn readings(&self, lease: &Lease) -> Result<Vec<Reading>, CacheError>;
+
+    /// Appends the marks of the next entries to a reading.
+    async fn append_marks(&self, lease: &Lease, reading: u32, marks: &[Mark]) -> Result<(), CacheError>;
+
+    /// Marks of a reading for the entries at `start..start + count`; fewer if the reading did not get that far.
+    async fn marks(&self, lease: &Lease, reading: u32, start: u64, count: u32) -> Result<Vec<Mark>, CacheError>;
+
+    /// Remembers positions of entries that the warehouse refused and that are kept as dead letters.
+    async fn bury(&self, lease: &Lease, positions: &[u32]) -> Result<(), CacheError>;
+
+    /// The positions that were buried, in order.
+    async fn buried(&self, lease: &Lease) -> Result<Vec<u32>, CacheError>;
+
+    /// For each record: if it still holds the value with this digest, deletes it or, under [`AfterUpload::Keep`], remembers
+    /// (for as long as the record lives) that this digest was sent. The comparison and the deletion are one atomic step.
+    /// Under [`AfterUpload::Delete`], also remembers the keys for [`UploadCache::uploaded`].
+    async fn release(
+        &self,
+        lease: &Lease,
+        records: &[(&str, Digest)],
+        after: AfterUpload,
+    ) -> Result<Released, CacheError>;
+
+    /// For each key: whether a record under it was uploaded and deleted in the last three days. Tells an entry whose record
+    /// an earlier entry already brought from one whose record expired.
+    async fn uploaded(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<bool>, CacheError>;
+
+    /// For each key: the digest remembered under [`AfterUpload::Keep`].
+    async fn sent(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<Option<Digest>>, CacheError>;
+
+    /// Finishes the batch: forgets it with all that belongs to it, and, in the same atomic step, moves the `unsettled`
+    /// entries to a new unleased batch that the next run recovers.
+    async fn finish(&self, lease: &Lease, unsettled: &[Bytes]) -> Result<(), CacheError>;
+
+    /// Puts a record back, unless the key holds one, and adds `entry` to the head of the queue, as a producer would. For
+    /// dead letters that are tried again; `value` is `None` where only the entry is put back.
+    async fn requeue(
+        &self,
+        queue: &QueueRef,
+        entry: &[u8],
+        key: &str,
+        value: Option<&[u8]>,
+        ttl: Duration,
+    ) -> Result<(), CacheError>;
+
+    /// Writes a record and its queue entry as a producer does: `SETEX`, then `LPUSH`. For `demo` and tests.
+    async fn produce(&self, queue: &QueueRef, records: &[Produced], ttl: Duration) -> Result<(), CacheError>;
+}
+
+/// A record to be written by [`UploadCache::produce`].
+#[derive(Debug, Clone)]
+pub struct Produced {
+    /// The queue entry.
+    pub entry: Vec<u8>,
+    /// The record's key.
+    pub key: String,
+    /// The record's value; `None` writes the entry alone.
+    pub value: Option<Vec<u8>>,
+}
+
+/// A cache that is shared between the parts of the program.
+pub type SharedCache = Arc<dyn UploadCache>;
+
+/// What can go wrong with the cache.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The server cannot be reached or went away. Trying again can help.
+    #[error("the cache at {server} cannot be reached: {reason}. Check that it runs and that REDIS_URL is right")]
+    Unreachable {
+        /// Host, port and database, without user and password.
+        server: String,
+        /// What the network or the server said.
+        reason: String,
+    },
+    /// The server refuses us: wrong password, no permission, no such database, not a Redis. Trying again cannot help.
+    #[error("the cache at {server} refuses: {reason}. {cure}")]
+    Refused {
+        /// Host, port and database, without user and password.
+        server: String,
+        /// What the server said.
+        reason: String,
+        /// What to do about it.
+        cure: String,
+    },
+    /// Somebody else has taken the batch over.
+    #[error(
+        "the lease on batch {batch} has ended and somebody else may work on it; nothing is lost, the next run takes it up"
+    )]
+    LeaseLost {
+        /// The batch.
+        batch: String,
+    },
+    /// The server is out of memory or cannot write. Trying again later can help.
+    #[error("the cache at {server} cannot take the change: {reason}")]
+    Full {
+        /// Host, port and database, without user and password.
+        server: String,
+        /// What the server said.
+        reason: String,
+    },
+}
+
+impl CacheError {
+    /// Whether trying again can help.
+    pub fn is_transient(&self) -> bool {
+        !matches!(self, Self::Refused { .. })
+    }
+}

@@ -1,0 +1,4 @@
+//! Being written.
+
+/// Being written.
+pub struct SqliteHistory;

@@ -1,0 +1,19 @@
+//! Jobs: what a `[jobs.NAME]` table says, the kinds there are, and the kinds themselves.
+//!
+//! A job kind is one file here, its `mod` line and its `.with` line below.
+
+mod datasets;
+mod kind;
+mod registry;
+mod spec;
+mod upload;
+
+pub use self::datasets::{Dataset, Datasets, KeyPattern, Layout, NonFinite};
+pub use self::kind::{Finding, JobContext, JobError, JobKind, Outcome, Progress, ProgressReport};
+pub use self::registry::{Job, Registry};
+pub use self::spec::{CatchUp, JobSpec, OnCrash, Overlap, Retry, WhenDbDown};
+
+/// The kinds that jobs.toml can name.
+pub fn kinds() -> Registry {
+    Registry::default().with::<upload::Upload>()
+}

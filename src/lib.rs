@@ -1,0 +1,27 @@
+//! Lamplighter, the night watch of an ML prediction cache.
+//!
+//! The rooms, from the top down; imports point down this list and never up:
+//!
+//! | room | what it is for |
+//! |---|---|
+//! | [`cli`] | commands, their output and exit codes |
+//! | [`app`] | picks the backends and wires everything |
+//! | [`settings`], [`scheduler`] | `jobs.toml` and the environment; what is due when |
+//! | [`runner`] | one run from claim to alert |
+//! | [`jobs`], [`alerts`] | the job kinds; what people are told |
+//! | [`history`], [`warehouse`], [`cache`] | runs and dead letters; where uploads land; what producers filled |
+//! | [`clock`], [`schedule`], [`units`] | time, cron semantics, durations and sizes |
+
+pub mod alerts;
+pub mod app;
+pub mod cache;
+pub mod cli;
+pub mod clock;
+pub mod history;
+pub mod jobs;
+pub mod runner;
+pub mod schedule;
+pub mod scheduler;
+pub mod settings;
+pub mod units;
+pub mod warehouse;

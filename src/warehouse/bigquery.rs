@@ -1,0 +1,6 @@
+//! Being written.
+
+/// Being written.
+pub struct BigQuery;
+/// Being written.
+pub struct BigQuerySettings;
