@@ -226,8 +226,8 @@ pub trait UploadCache: Send + Sync + 'static {
     /// The readings of a batch, in order.
     async fn readings(&self, lease: &Lease) -> Result<Vec<Reading>, CacheError>;
 
-    /// Appends the marks of the next entries to a reading.
-    async fn append_marks(&self, lease: &Lease, reading: u32, marks: &[Mark]) -> Result<(), CacheError>;
+    /// Writes the marks of the entries from position `start` on to a reading. Writing the same marks again changes nothing.
+    async fn append_marks(&self, lease: &Lease, reading: u32, start: u64, marks: &[Mark]) -> Result<(), CacheError>;
 
     /// Marks of a reading for the entries at `start..start + count`; fewer if the reading did not get that far.
     async fn marks(&self, lease: &Lease, reading: u32, start: u64, count: u32) -> Result<Vec<Mark>, CacheError>;

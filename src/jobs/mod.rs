@@ -9,9 +9,10 @@ mod spec;
 mod upload;
 
 pub use self::datasets::{Dataset, Datasets, KeyPattern, Layout, NonFinite};
-pub use self::kind::{Finding, JobContext, JobError, JobKind, Outcome, Progress, ProgressReport};
+pub use self::kind::{Finding, JobContext, JobError, JobKind, Outcome, Plan, Progress, ProgressReport};
 pub use self::registry::{Job, Registry};
 pub use self::spec::{CatchUp, JobSpec, OnCrash, Overlap, Retry, WhenDbDown};
+pub use self::upload::retry_dead_letter;
 
 /// The kinds that jobs.toml can name.
 pub fn kinds() -> Registry {

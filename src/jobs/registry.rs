@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::datasets::Datasets;
-use super::kind::{JobContext, JobError, JobKind, Outcome};
+use super::kind::{JobContext, JobError, JobKind, Outcome, Plan};
 
 /// A [`JobKind`] with its type forgotten.
 pub trait Job: Send + Sync {
@@ -22,6 +22,9 @@ pub trait Job: Send + Sync {
 
     /// Does the work once.
     fn run<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Result<Outcome, JobError>>;
+
+    /// See [`JobKind::plan`].
+    fn plan<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Result<Option<Plan>, JobError>>;
 }
 
 impl<K: JobKind> Job for K {
@@ -39,6 +42,10 @@ impl<K: JobKind> Job for K {
 
     fn run<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Result<Outcome, JobError>> {
         Box::pin(JobKind::run(self, ctx))
+    }
+
+    fn plan<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Result<Option<Plan>, JobError>> {
+        Box::pin(JobKind::plan(self, ctx))
     }
 }
 
