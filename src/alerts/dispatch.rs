@@ -326,7 +326,8 @@ impl Shared {
                     receiver: &message.receiver,
                     notice: &message.notice,
                     queued_at: message.created_at,
-                    tries: message.attempts,
+                    // The history counts a try when it leases.
+                    tries: message.attempts.saturating_sub(1),
                     last_error: message.last_error.as_deref(),
                     by: leased_at + TURN,
                 };
