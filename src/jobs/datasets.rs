@@ -66,7 +66,57 @@ impl Dataset {
     pub fn queue_ref(&self) -> QueueRef {
         QueueRef { database: self.database, queue: self.queue.clone() }
     }
+
+    /// Checks what the types cannot: one sentence for each mistake, as (key, sentence).
+    pub(crate) fn validate(&self) -> Vec<(&'static str, String)> {
+        let mut mistakes = Vec::new();
+        if self.queue.is_empty() {
+            mistakes.push(("queue", "a queue has a name; it cannot be empty".to_owned()));
+        }
+        if self.timestamp_field.is_empty() {
+            mistakes.push(("timestamp_field", "a field has a name; it cannot be empty".to_owned()));
+        }
+        if self.cluster_by.len() > MOST_CLUSTER_COLUMNS {
+            let found = self.cluster_by.len();
+            mistakes.push(("cluster_by", format!("{found} columns; BigQuery clusters by {MOST_CLUSTER_COLUMNS} at most")));
+        }
+        for (position, column) in self.cluster_by.iter().enumerate() {
+            if self.cluster_by[..position].contains(column) {
+                mistakes.push(("cluster_by", "the same column is named twice".to_owned()));
+            }
+            if self.layout == Layout::Json && !["_timestamp", "_ingestion_timestamp"].contains(&column.as_str()) {
+                let sentence = "layout \"json\" has no such column to cluster by: only `_timestamp` and `_ingestion_timestamp`";
+                mistakes.push(("cluster_by", sentence.to_owned()));
+            }
+        }
+        if self.max_record_size.0 == 0 || self.max_record_size > LARGEST_ROW {
+            mistakes.push(("max_record_size", format!("it must be from 1 B to {LARGEST_ROW}, BigQuery's largest row")));
+        }
+        if self.ttl.0 < std::time::Duration::from_secs(1) {
+            mistakes.push(("ttl", "a record must live for at least a second".to_owned()));
+        }
+        mistakes.dedup();
+        mistakes
+    }
+
+    /// Why two datasets cannot both be there, if so: the key of the second that is to blame, and a sentence.
+    pub(crate) fn clash(&self, name: &str, other: &Self) -> Option<(&'static str, String)> {
+        if self.queue_ref() == other.queue_ref() && self.keys.same_form(&other.keys) {
+            let sentence = format!("dataset `{name}` has the same keys on the same queue; nothing tells their records apart");
+            return Some(("keys", sentence));
+        }
+        if self.table == other.table && self.layout != other.layout {
+            return Some(("layout", format!("dataset `{name}` puts another layout into the same table")));
+        }
+        None
+    }
 }
+
+/// Columns that BigQuery clusters a table by.
+const MOST_CLUSTER_COLUMNS: usize = 4;
+
+/// BigQuery's limit for one row of a load.
+const LARGEST_ROW: Size = Size(100_000_000);
 
 /// How a record becomes a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -117,6 +167,11 @@ impl KeyPattern {
     pub fn id<'a>(&self, key: &'a str) -> Option<&'a str> {
         let id = key.strip_prefix(self.prefix.as_str())?.strip_suffix(self.suffix.as_str())?;
         (!id.is_empty()).then_some(id)
+    }
+
+    /// Whether both match the same keys, whatever they call the id.
+    pub(crate) fn same_form(&self, other: &Self) -> bool {
+        (&self.prefix, &self.suffix) == (&other.prefix, &other.suffix)
     }
 
     /// How much of the pattern is fixed: of two patterns that both match a key, the longer one says more.
