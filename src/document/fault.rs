@@ -41,6 +41,15 @@ pub(crate) enum What {
         /// What it may be.
         choices: Vec<String>,
     },
+    /// It names something that is not there.
+    NoSuch {
+        /// What sort of thing.
+        noun: &'static str,
+        /// The name that was found.
+        found: String,
+        /// The names that are there.
+        choices: Vec<String>,
+    },
     /// A sentence.
     Said(String),
 }
@@ -74,6 +83,7 @@ impl fmt::Display for Fault {
             What::MissingKey(key) => write!(f, "`{key}` is missing"),
             What::WrongType { found, expected } => write!(f, "expected {expected}, found {}", clip(found, 80)),
             What::NotAChoice { found, .. } => write!(f, "{:?} is not one of the choices", clip(found, 60)),
+            What::NoSuch { noun, found, .. } => write!(f, "there is no {noun} {:?}", clip(found, 60)),
             What::Said(sentence) => f.write_str(&clip(sentence, 400)),
         }
     }

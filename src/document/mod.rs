@@ -9,5 +9,5 @@ mod node;
 mod read;
 
 pub(crate) use self::fault::{Fault, What, clip};
-pub(crate) use self::node::{Entry, Node, Origin, Path, Step, SyntaxError, Table, Text, Value, parse};
+pub(crate) use self::node::{Entry, Node, Origin, Path, Step, SyntaxError, Table, Value, parse};
 pub(crate) use self::read::{Reading, Scope, keys_of};

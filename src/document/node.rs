@@ -46,8 +46,8 @@ pub(crate) enum Value {
     Text(Text),
     /// A whole number.
     Integer(i64),
-    /// A whole number beyond 64 bits, as written.
-    Huge(String),
+    /// A whole number beyond 64 bits.
+    Huge,
     /// A number with a fraction.
     Float(f64),
     /// `true` or `false`.
@@ -116,7 +116,7 @@ impl Node {
     pub(crate) fn sort(&self) -> &'static str {
         match &self.value {
             Value::Text(_) => "text",
-            Value::Integer(_) | Value::Huge(_) => "a whole number",
+            Value::Integer(_) | Value::Huge => "a whole number",
             Value::Float(_) => "a number",
             Value::Boolean(_) => "true or false",
             Value::Datetime => "a date or time",
@@ -257,7 +257,7 @@ fn node(value: &Spanned<DeValue<'_>>) -> Node {
         DeValue::String(text) => Value::Text(Text { value: text.to_string(), ..Text::default() }),
         DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
             Ok(number) => Value::Integer(number),
-            Err(_) => Value::Huge(number.to_string()),
+            Err(_) => Value::Huge,
         },
         DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Boolean(boolean) => Value::Boolean(*boolean),

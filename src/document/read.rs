@@ -220,7 +220,11 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         let (key, filler) = self.next.take().expect("serde asks for a key before its value");
         let path = self.at.path.key(&key);
         match filler {
-            None => seed.deserialize(InNode { cx: self.at.cx, node: &self.at.table[&key].node, path }),
+            None => {
+                // A type that checks what it has read complains after the deserializer is done: the place is still this.
+                let node = InNode { cx: self.at.cx, node: &self.at.table[&key].node, path: path.clone() };
+                seed.deserialize(node).map_err(|fault| fault.or_at(&path))
+            }
             Some(number) => seed.deserialize(Filler(number)).map_err(|fault| Fault::at(path, fault.what)),
         }
     }
@@ -272,7 +276,7 @@ impl<'de> Deserializer<'de> for InNode<'_> {
                 Err(Fault::invalid_type(Unexpected::Other(self.node.sort()), &visitor))
             }
             Value::Integer(number) => visitor.visit_i64(*number),
-            Value::Huge(_) => Err(Fault::invalid_type(Unexpected::Other("a number beyond 64 bits"), &visitor)),
+            Value::Huge => Err(Fault::invalid_type(Unexpected::Other("a number beyond 64 bits"), &visitor)),
             Value::Float(number) => visitor.visit_f64(*number),
             Value::Boolean(boolean) => visitor.visit_bool(*boolean),
             Value::Datetime => Err(Fault::invalid_type(Unexpected::Other("a date or time"), &visitor)),
@@ -418,7 +422,8 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         for (index, node) in self.items.by_ref() {
             let path = self.path.index(index);
             if !self.cx.is_left_out(&path) {
-                return seed.deserialize(InNode { cx: self.cx, node, path }).map(Some);
+                let node = InNode { cx: self.cx, node, path: path.clone() };
+                return seed.deserialize(node).map(Some).map_err(|fault| fault.or_at(&path));
             }
         }
         Ok(None)
