@@ -23,7 +23,7 @@ pub use self::variables::Env;
 use self::variables::Variables;
 use crate::alerts::ReceiverSettings;
 use crate::document::{self, Entry, Fault, Reading, Scope, Table, What};
-use crate::jobs::{Dataset, Datasets, Defaults, JobSpec, Registry};
+use crate::jobs::{Dataset, Datasets, Defaults, JobSpec, Place, Registry};
 
 /// The sections of jobs.toml.
 const SECTIONS: [&str; 4] = ["defaults", "receivers", "datasets", "jobs"];
@@ -110,14 +110,13 @@ impl Settings {
 
         let mut notes = backends.notes.clone();
         for (receiver, variable) in &off {
-            notes.push(format!("receiver {receiver} is off, because {variable} is not set"));
+            notes.push(format!("receiver {receiver} is off, because {variable} is not set; who would tell nobody else tells the console"));
         }
         for job in &mut jobs {
             let wanted = job.notify.len();
             job.notify.retain(|receiver| receivers.contains_key(receiver));
             if job.notify.is_empty() && wanted > 0 {
                 job.notify.push(CONSOLE.to_owned());
-                notes.push(format!("job {} tells the console, because its receivers are off", job.name));
             }
         }
         if jobs.is_empty() {
@@ -204,7 +203,16 @@ impl<'t> Reader<'t> {
 
     fn datasets(&mut self, default_database: u16) -> Datasets {
         let mut datasets = Datasets::new();
+        let mut places: Vec<(&str, Place)> = Vec::new();
         for (name, table) in self.tables("datasets") {
+            if let Ok(place) = table.read::<Place>(Scope::Known) {
+                if let Some((other, _)) = places.iter().find(|(_, earlier)| earlier.is_same(&place)) {
+                    let sentence =
+                        format!("dataset `{other}` has the same keys on the same queue; nothing tells their records apart");
+                    self.blame([Fault::said(table.path.key("keys"), sentence)]);
+                }
+                places.push((name, place));
+            }
             let mut dataset = match table.read::<Dataset>(Scope::All) {
                 Ok(dataset) => dataset,
                 Err(faults) => {

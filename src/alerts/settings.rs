@@ -145,7 +145,8 @@ impl<'de> Deserialize<'de> for WebUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let url = url::Url::parse(&text).map_err(|error| D::Error::custom(format!("it is not a URL: {error}")))?;
-        if !["https", "http"].contains(&url.scheme()) {
+        // `https:/host` is let through by the parser, as browsers do.
+        if !["https://", "http://"].iter().any(|start| text.to_ascii_lowercase().starts_with(start)) {
             return Err(D::Error::custom("it must begin with https:// (or http://)"));
         }
         if url.host_str().is_some_and(|host| host == "webhook.office.com" || host.ends_with(".webhook.office.com")) {
