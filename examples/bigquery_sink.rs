@@ -72,6 +72,7 @@ async fn main() -> std::io::Result<()> {
         .route("/resume/{id}", put(resume))
         .route("/upload/bigquery/v2/projects/{project}/jobs", post(begin_upload))
         .route(&format!("{project}/jobs/{{job}}"), get(get_job))
+        .route(&format!("{project}/datasets"), get(async || Json(json!({"kind": "bigquery#datasetList"}))))
         .route(&format!("{project}/datasets/{{dataset}}"), get(get_dataset))
         .route(&format!("{project}/datasets/{{dataset}}/tables"), post(create_table))
         .route(&table, get(get_table).patch(patch_table))
