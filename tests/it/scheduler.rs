@@ -27,7 +27,7 @@ fn cron(line: &str, tz: Tz) -> Schedule {
 }
 
 fn every(seconds: u64) -> Schedule {
-    Schedule::every(Duration::from_secs(seconds)).unwrap()
+    Schedule::every(Duration::from_secs(seconds)).expect("a second or more")
 }
 
 fn entry(schedule: Schedule) -> Entry {
