@@ -17,8 +17,6 @@ use crate::units::Span;
 pub struct ReceiverSettings {
     /// The name in `[receivers.NAME]`.
     pub name: String,
-    /// How long one attempt to send may take.
-    pub timeout: Duration,
     /// How they are told.
     pub kind: ReceiverKind,
 }
@@ -32,17 +30,21 @@ pub enum ReceiverKind {
     Slack {
         /// Its address, which is its password too.
         url: SecretString,
+        /// How long one attempt to send may take.
+        timeout: Duration,
     },
     /// A POST of JSON.
     Webhook {
         /// Where to.
         url: SecretString,
-        /// `whsec_` and the base64 of 24 to 64 bytes: signs the message.
-        secret: Option<SecretString>,
+        /// `whsec_` and the base64 of 24 to 64 bytes: each signs the message, so that a secret can be replaced without a gap.
+        secrets: Vec<SecretString>,
         /// Headers that go along, such as `Authorization`.
         headers: BTreeMap<String, SecretString>,
         /// Whether the address may be one of a private network.
         allow_private: bool,
+        /// How long one attempt to send may take.
+        timeout: Duration,
     },
 }
 
@@ -74,7 +76,7 @@ struct WebhookKeys {
     #[serde(rename = "kind")]
     _kind: String,
     url: WebUrl,
-    secret: Option<SigningSecret>,
+    secret: Option<SigningSecrets>,
     #[serde(default)]
     headers: BTreeMap<HeaderName, HeaderValue>,
     #[serde(default)]
@@ -85,7 +87,7 @@ struct WebhookKeys {
 impl ReceiverSettings {
     /// The receiver that is there without being configured.
     pub fn console(name: &str) -> Self {
-        Self { name: name.to_owned(), timeout: Timeout::default().0, kind: ReceiverKind::Console }
+        Self { name: name.to_owned(), kind: ReceiverKind::Console }
     }
 
     /// Whether a `[receivers.NAME]` table's values of this key are secret.
@@ -99,21 +101,24 @@ impl ReceiverSettings {
         let Some(kind) = table.table.get("kind") else {
             return Err(vec![Fault::at(table.path.clone(), What::MissingKey("kind"))]);
         };
-        let (timeout, kind) = match kind.node.text().map(|word| word.value.as_str()) {
+        let kind = match kind.node.text().map(|word| word.value.as_str()) {
             Some("console") => {
                 table.read::<ConsoleKeys>(Scope::All)?;
-                (None, ReceiverKind::Console)
+                ReceiverKind::Console
             }
             Some("slack") => {
                 let keys = table.read::<SlackKeys>(Scope::All)?;
-                (keys.timeout, ReceiverKind::Slack { url: keys.url.0 })
+                ReceiverKind::Slack { url: keys.url.0, timeout: keys.timeout.unwrap_or_default().0 }
             }
             Some("webhook") => {
                 let keys = table.read::<WebhookKeys>(Scope::All)?;
-                let headers = keys.headers.into_iter().map(|(name, value)| (name.0, value.0)).collect();
-                let secret = keys.secret.map(|secret| secret.0);
-                let (url, allow_private) = (keys.url.0, keys.allow_private);
-                (keys.timeout, ReceiverKind::Webhook { url, secret, headers, allow_private })
+                ReceiverKind::Webhook {
+                    url: keys.url.0,
+                    secrets: keys.secret.map(|secrets| secrets.0).unwrap_or_default(),
+                    headers: keys.headers.into_iter().map(|(name, value)| (name.0, value.0)).collect(),
+                    allow_private: keys.allow_private,
+                    timeout: keys.timeout.unwrap_or_default().0,
+                }
             }
             _ => {
                 let found = kind.node.text().map_or(kind.node.sort(), |text| text.shown()).to_owned();
@@ -121,7 +126,7 @@ impl ReceiverSettings {
                 return Err(vec![Fault::at(path, What::NotAChoice { found, choices })]);
             }
         };
-        Ok(Self { name: name.to_owned(), timeout: timeout.unwrap_or_default().0, kind })
+        Ok(Self { name: name.to_owned(), kind })
     }
 
     /// Where messages go, without anything secret: the kind, and the host if there is one.
@@ -156,19 +161,30 @@ impl<'de> Deserialize<'de> for WebUrl {
     }
 }
 
-/// The key that signs a webhook's messages.
-struct SigningSecret(SecretString);
+/// The keys that sign a webhook's messages: one, or a list while one is replaced by another.
+struct SigningSecrets(Vec<SecretString>);
 
-impl<'de> Deserialize<'de> for SigningSecret {
+impl<'de> Deserialize<'de> for SigningSecrets {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let bytes = text.strip_prefix("whsec_").and_then(|key| STANDARD.decode(key).ok());
-        if bytes.is_none_or(|bytes| !(24..=64).contains(&bytes.len())) {
-            let sentence = "it must be whsec_ and the base64 of 24 to 64 bytes; \
-                            make one with: echo whsec_$(openssl rand -base64 32)";
-            return Err(D::Error::custom(sentence));
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a secret in quotes, or a list of them")]
+        enum OneOrMore {
+            One(String),
+            More(Vec<String>),
         }
-        Ok(Self(text.into()))
+        let texts = match OneOrMore::deserialize(deserializer)? {
+            OneOrMore::One(text) => vec![text],
+            OneOrMore::More(texts) => texts,
+        };
+        for text in &texts {
+            let bytes = text.strip_prefix("whsec_").and_then(|key| STANDARD.decode(key).ok());
+            if bytes.is_none_or(|bytes| !(24..=64).contains(&bytes.len())) {
+                let sentence = "it must be whsec_ and the base64 of 24 to 64 bytes; \
+                                make one with: echo whsec_$(openssl rand -base64 32)";
+                return Err(D::Error::custom(sentence));
+            }
+        }
+        Ok(Self(texts.into_iter().map(SecretString::from).collect()))
     }
 }
 
