@@ -6,3 +6,4 @@ pub mod fault_proxy;
 pub mod http_sink;
 pub mod postgres;
 pub mod redis;
+pub mod rig;
