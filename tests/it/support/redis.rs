@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A running redis-server.
-pub struct Redis {
+pub(crate) struct Redis {
     port: u16,
     folder: TempDir,
     password: Option<String>,
@@ -23,31 +23,31 @@ pub struct Redis {
 
 /// How the server is to be started.
 #[derive(Default)]
-pub struct RedisBuilder {
+pub(crate) struct RedisBuilder {
     password: Option<String>,
     arguments: Vec<String>,
 }
 
 impl RedisBuilder {
     /// Clients must give this password.
-    pub fn password(mut self, password: &str) -> Self {
+    pub(crate) fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
         self.argument("--requirepass", password)
     }
 
     /// Every change is on disk before it is answered, so that [`Redis::kill`] and [`Redis::restart`] lose nothing.
-    pub fn durable(self) -> Self {
+    pub(crate) fn durable(self) -> Self {
         self.argument("--appendonly", "yes").argument("--appendfsync", "always")
     }
 
     /// Any other setting of redis.conf, such as `--maxmemory`.
-    pub fn argument(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn argument(mut self, name: &str, value: &str) -> Self {
         self.arguments.extend([name.to_owned(), value.to_owned()]);
         self
     }
 
     /// Starts the server and waits until it answers.
-    pub async fn start(self) -> Redis {
+    pub(crate) async fn start(self) -> Redis {
         let mut redis = Redis {
             port: 0,
             folder: TempDir::new().expect("a temporary folder"),
@@ -68,22 +68,22 @@ impl RedisBuilder {
 
 impl Redis {
     /// Starts a server that forgets everything when it stops.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::builder().start().await
     }
 
     /// A server with settings.
-    pub fn builder() -> RedisBuilder {
+    pub(crate) fn builder() -> RedisBuilder {
         RedisBuilder::default()
     }
 
     /// Its port on 127.0.0.1.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Its address, with the password if it has one.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         match &self.password {
             Some(password) => format!("redis://:{password}@127.0.0.1:{}", self.port),
             None => format!("redis://127.0.0.1:{}", self.port),
@@ -91,12 +91,12 @@ impl Redis {
     }
 
     /// A connection of the test's own, for preparing and asserting.
-    pub async fn raw(&self, database: u16) -> MultiplexedConnection {
+    pub(crate) async fn raw(&self, database: u16) -> MultiplexedConnection {
         self.connect(database).await.expect("redis-server runs")
     }
 
     /// Ends it at once, as a power cut would.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         if let Some(mut child) = self.child.lock().unwrap().take() {
             child.kill().expect("redis-server can be killed");
             child.wait().expect("redis-server ends");
@@ -104,7 +104,7 @@ impl Redis {
     }
 
     /// Ends it as an administrator would: it saves what it is set to save, then exits.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         let mut raw = self.raw(0).await;
         // The answer is the end of the connection.
         let _ = redis::cmd("SHUTDOWN").exec_async(&mut raw).await;
@@ -121,7 +121,7 @@ impl Redis {
     }
 
     /// Starts it again where it was, after [`Redis::kill`] or [`Redis::stop`].
-    pub async fn restart(&self) {
+    pub(crate) async fn restart(&self) {
         self.kill();
         assert!(self.launch().await, "redis-server does not start again on port {}", self.port);
     }
