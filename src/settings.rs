@@ -110,7 +110,7 @@ impl Settings {
 
         let mut notes = backends.notes.clone();
         for (receiver, variable) in &off {
-            notes.push(format!("receiver {receiver} is off, because {variable} is not set; who would tell nobody else tells the console"));
+            notes.push(format!("receiver {receiver} is off, because {variable} is not set; jobs that notify nobody else tell the console"));
         }
         for job in &mut jobs {
             let wanted = job.notify.len();
@@ -146,9 +146,11 @@ impl<'t> Reader<'t> {
             let path = fault.path.clone().unwrap_or_default();
             let said = |known: &Fault| known.path.as_ref().is_some_and(|known| *known != path && path.holds(known));
             let about_value = matches!(fault.what, What::Said(_));
-            if !self.unfilled.contains(&path) && !(about_value && self.faults.iter().any(said)) {
-                self.faults.push(fault);
+            let enough = self.faults.len() >= MOST_FAULTS;
+            if enough || self.unfilled.contains(&path) || (about_value && self.faults.iter().any(said)) {
+                continue;
             }
+            self.faults.push(fault);
         }
     }
 
@@ -207,8 +209,9 @@ impl<'t> Reader<'t> {
         for (name, table) in self.tables("datasets") {
             if let Ok(place) = table.read::<Place>(Scope::Known) {
                 if let Some((other, _)) = places.iter().find(|(_, earlier)| earlier.is_same(&place)) {
-                    let sentence =
-                        format!("dataset `{other}` has the same keys on the same queue; nothing tells their records apart");
+                    let sentence = format!(
+                        "dataset `{other}` has the same keys on the same queue; nothing tells their records apart"
+                    );
                     self.blame([Fault::said(table.path.key("keys"), sentence)]);
                 }
                 places.push((name, place));
@@ -294,7 +297,8 @@ impl<'t> Reader<'t> {
                 let choices: Vec<String> = known.iter().map(|name| (*name).to_owned()).collect();
                 // A filled-in name is shown as it was written.
                 let (found, whole) = path.find(self.root);
-                let hidden = found.and_then(|(_, node)| node.text()).filter(|_| whole).map(|text| text.shown().to_owned());
+                let hidden =
+                    found.and_then(|(_, node)| node.text()).filter(|_| whole).map(|text| text.shown().to_owned());
                 let found = hidden.unwrap_or_else(|| name.clone());
                 self.blame([Fault::at(path, What::NoSuch { noun, found, choices })]);
             }

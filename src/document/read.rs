@@ -248,7 +248,7 @@ impl InNode<'_> {
     }
 
     /// A variable's value read as TOML, where a list or a table is wanted.
-    fn from_variable(&self) -> Option<Node> {
+    fn variable_as_toml(&self) -> Option<Node> {
         let Value::Text(Text { value, from_variable: true, .. }) = &self.node.value else { return None };
         let mut node = parse_value(value.trim(), &self.node.origin)?;
         node.secret = self.node.secret;
@@ -257,7 +257,7 @@ impl InNode<'_> {
 
     /// Numbers and booleans: a variable's value is read as one.
     fn scalar<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        match self.from_variable() {
+        match self.variable_as_toml() {
             Some(node) if node.text().is_none() => InNode { node: &node, ..self }.deserialize_any(visitor),
             _ => self.deserialize_any(visitor),
         }
@@ -303,7 +303,7 @@ impl<'de> Deserializer<'de> for InNode<'_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Fault> {
-        let parsed = self.from_variable();
+        let parsed = self.variable_as_toml();
         match &parsed.as_ref().unwrap_or(self.node).value {
             Value::Table(table) => {
                 InTable { cx: self.cx, table, path: self.path }.deserialize_struct(name, fields, visitor)
@@ -313,7 +313,7 @@ impl<'de> Deserializer<'de> for InNode<'_> {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        match self.from_variable() {
+        match self.variable_as_toml() {
             Some(node) if node.table().is_some() => InNode { node: &node, ..self }.deserialize_any(visitor),
             _ => self.deserialize_any(visitor),
         }
@@ -324,7 +324,7 @@ impl<'de> Deserializer<'de> for InNode<'_> {
         if !text.from_variable {
             return self.deserialize_any(visitor);
         }
-        if let Some(node) = self.from_variable().filter(|node| matches!(node.value, Value::Array(_))) {
+        if let Some(node) = self.variable_as_toml().filter(|node| matches!(node.value, Value::Array(_))) {
             return InNode { node: &node, ..self }.deserialize_any(visitor);
         }
         // Without brackets: words with commas between them.

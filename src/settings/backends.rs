@@ -142,7 +142,9 @@ impl Backends {
             warnings.push(format!("the cache {lost}: add a Redis and set REDIS_URL=${{{{Redis.REDIS_URL}}}}"));
         }
         if matches!(self.history, HistoryChoice::Sqlite { .. }) {
-            warnings.push(format!("the history {lost}: add a Postgres and set DATABASE_URL=${{{{Postgres.DATABASE_URL}}}}"));
+            warnings.push(format!(
+                "the history {lost}: add a Postgres and set DATABASE_URL=${{{{Postgres.DATABASE_URL}}}}"
+            ));
         }
         if matches!(self.warehouse, WarehouseChoice::Sqlite { .. }) {
             warnings.push(format!("the warehouse {lost}: set BIGQUERY_PROJECT and GOOGLE_CREDENTIALS_JSON"));
@@ -199,9 +201,9 @@ fn host_of(url: &str) -> String {
 }
 
 /// Takes the value or notes the problem.
-fn take<T>(result: Result<Option<T>, Problem>, problems: &mut Vec<Problem>) -> Option<T> {
+fn take<T>(result: Result<Option<T>, Box<Problem>>, problems: &mut Vec<Problem>) -> Option<T> {
     result.unwrap_or_else(|problem| {
-        problems.push(problem);
+        problems.push(*problem);
         None
     })
 }
@@ -221,7 +223,7 @@ fn redis(variables: Variables<'_>, problems: &mut Vec<Problem>, notes: &mut Vec<
         (Some(url), _) => match redis_url(&url) {
             Ok(url) => url,
             Err(problem) => {
-                problems.push(problem);
+                problems.push(*problem);
                 return None;
             }
         },
@@ -308,10 +310,10 @@ fn redis(variables: Variables<'_>, problems: &mut Vec<Problem>, notes: &mut Vec<
     (problems.len() == before).then(|| CacheChoice::Redis { url: String::from(url).into(), database })
 }
 
-fn redis_url(text: &str) -> Result<Url, Problem> {
+fn redis_url(text: &str) -> Result<Url, Box<Problem>> {
     let cure = "write redis://user:password@host:port, rediss:// for TLS, or unix:///path/to/socket; \
                 in a password, write %40 for @, %3A for : and %2F for /";
-    let wrong = |message: String| Problem::variables(&["REDIS_URL"], message, cure);
+    let wrong = |message: String| Box::new(Problem::variables(&["REDIS_URL"], message, cure));
     let url = Url::parse(text).map_err(|error| wrong(format!("REDIS_URL is not a URL: {error}")))?;
     if !["redis", "rediss", "unix", "redis+unix"].contains(&url.scheme()) {
         return Err(wrong("REDIS_URL does not begin with redis://, rediss:// or unix://".to_owned()));
@@ -351,11 +353,7 @@ fn postgres(variables: Variables<'_>, problems: &mut Vec<Problem>) -> Option<His
     None
 }
 
-fn bigquery(
-    variables: Variables<'_>,
-    problems: &mut Vec<Problem>,
-    notes: &mut Vec<String>,
-) -> Option<WarehouseChoice> {
+fn bigquery(variables: Variables<'_>, problems: &mut Vec<Problem>, notes: &mut Vec<String>) -> Option<WarehouseChoice> {
     let before = problems.len();
     let emulator = variables.plain("BIGQUERY_EMULATOR_HOST");
     let Some(project) = variables.plain("BIGQUERY_PROJECT") else {
@@ -433,8 +431,8 @@ fn key_of(value: &str) -> Option<Result<String, String>> {
         String::from_utf8(bytes).ok().map(|text| text.trim().to_owned()).filter(|text| text.starts_with('{'))?
     };
     // Shells and web forms turn the key's `\n` into real line breaks, which JSON does not allow, or double its backslash.
-    let parsed = serde_json::from_str::<serde_json::Value>(&json)
-        .or_else(|_| serde_json::from_str(&with_escaped_breaks(&json)));
+    let parsed =
+        serde_json::from_str::<serde_json::Value>(&json).or_else(|_| serde_json::from_str(&with_escaped_breaks(&json)));
     let Ok(mut key) = parsed else { return Some(Err("it is not JSON".to_owned())) };
     if key.get("type").and_then(|kind| kind.as_str()).is_none() {
         return Some(Err("its \"type\" is missing".to_owned()));
