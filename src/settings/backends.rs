@@ -325,7 +325,8 @@ fn redis_url(text: &str) -> Result<Url, Box<Problem>> {
 }
 
 fn decoded(text: &str) -> String {
-    let pair = format!("x={}", text.replace('+', "%2B"));
+    // What means something in a form means nothing in a password.
+    let pair = format!("x={}", text.replace('+', "%2B").replace('&', "%26"));
     url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap_or_default()
 }
 

@@ -345,6 +345,8 @@ fn redis_comes_from_its_url_or_its_parts() {
         ("REDISPASSWORD", "pw+"),
     ];
     assert_eq!(redis_url(&railway), ("redis://default:pw%2B@redis.railway.internal:6379".to_owned(), 0));
+    let ampersand = [("REDIS_URL", "redis://:a&b%3D@localhost:6379"), ("REDIS_PASSWORD", "a&b=")];
+    assert_eq!(redis_url(&ampersand).0, ampersand[0].1);
     let filled = [("REDIS_URL", "redis://localhost:6380"), ("REDIS_PASSWORD", "pw"), ("REDIS_DB", "2")];
     assert_eq!(redis_url(&filled), ("redis://:pw@localhost:6380/2".to_owned(), 2));
     let settings = good(PLAIN, &[("REDIS_URL", "redis://localhost/4")]);
