@@ -4,6 +4,7 @@
 
 mod backends;
 mod file;
+mod google;
 mod layers;
 mod masking;
 mod problems;
@@ -16,7 +17,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-pub use self::backends::{Backends, CacheChoice, GoogleCredentials, HistoryChoice, WarehouseChoice};
+pub use self::backends::{Backends, CacheChoice, HistoryChoice, WarehouseChoice};
+pub use self::google::GoogleCredentials;
 use self::problems::Source;
 pub use self::problems::{Problem, Problems};
 pub use self::variables::Env;

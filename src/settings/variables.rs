@@ -60,6 +60,14 @@ impl<'e> Variables<'e> {
     }
 }
 
+/// Takes the value or notes the problem.
+pub(super) fn take<T>(result: Result<Option<T>, Box<Problem>>, problems: &mut Vec<Problem>) -> Option<T> {
+    result.unwrap_or_else(|problem| {
+        problems.push(*problem);
+        None
+    })
+}
+
 /// Two variables that contradict each other. Their values are not shown: they may be secrets.
 pub(super) fn disagree(names: &[&str]) -> Problem {
     Problem::variables(names, format!("{} disagree", names.join(" and ")), "set one of them, or both to the same")
