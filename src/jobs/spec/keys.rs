@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use chrono_tz::Tz;
-use serde::de::{Deserializer, Error};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 
 use super::{CatchUp, OnCrash, Overlap, Retry, WhenDbDown};
 use crate::history::Severity;
@@ -127,11 +127,26 @@ impl<'de> Deserialize<'de> for CronLine {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Zone(pub(super) Tz);
 
-static ZONES: LazyLock<Vec<&'static str>> = LazyLock::new(|| chrono_tz::TZ_VARIANTS.iter().map(|tz| tz.name()).collect());
+static ZONES: LazyLock<Vec<&'static str>> =
+    LazyLock::new(|| chrono_tz::TZ_VARIANTS.iter().map(|tz| tz.name()).collect());
 
 impl<'de> Deserialize<'de> for Zone {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         name.parse().map(Self).map_err(|_| D::Error::unknown_variant(&name, &ZONES))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::COMMON_KEYS;
+    use super::{Defaults, JobKeys};
+    use crate::document::keys_of;
+
+    #[test]
+    fn the_list_of_common_keys_is_complete() {
+        let own: Vec<&str> = COMMON_KEYS.iter().copied().filter(|key| *key != "kind").collect();
+        assert_eq!(own, keys_of::<JobKeys>());
+        assert!(keys_of::<Defaults>().iter().all(|key| COMMON_KEYS.contains(key)));
     }
 }
