@@ -3,7 +3,6 @@
 mod faults;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use lamplighter::cache::{Produced, Stored};
 use serde_json::{Value, json};
@@ -45,7 +44,8 @@ fn entry(entry: impl Into<Vec<u8>>, key: &str, value: Option<&str>) -> Produced 
 async fn both_producers_records_arrive_and_leave_the_cache(rig: Rig) {
     rig.produce(0, "upload_queue", &[transaction("tx_1", 1.5), transaction("tx_2", 2.5)]).await;
     rig.produce(1, "upload_queue", &[prediction("pred_1", ""), prediction("p2", ",\"risk\":\"LOW\"")]).await;
-    let scored = json!({"prediction_id": "s1", "timestamp": "2025-09-27T10:00:00", "model_predictions": {"a": 1}}).to_string();
+    let scored =
+        json!({"prediction_id": "s1", "timestamp": "2025-09-27T10:00:00", "model_predictions": {"a": 1}}).to_string();
     let tx = json!({"transaction_id": "t9", "timestamp": "2025-09-27T11:00:00", "amount": 3}).to_string();
     let envelope = |kind: &str, key: &str| json!({"type": kind, "key": key, "timestamp": "x"}).to_string();
     let records = [
@@ -94,8 +94,12 @@ async fn broken_records_become_dead_letters_and_the_rest_arrives(rig: Rig) {
 
     assert_eq!(findings["uploaded_rows{dataset=transactions}"], 2.0);
     assert_eq!(findings["dead_letters{dataset=transactions,reason=missing}"], 1.0);
-    let reasons: BTreeMap<String, String> =
-        rig.letters().await.into_iter().map(|letter| (String::from_utf8(letter.entry).unwrap(), letter.reason)).collect();
+    let reasons: BTreeMap<String, String> = rig
+        .letters()
+        .await
+        .into_iter()
+        .map(|letter| (String::from_utf8(letter.entry).unwrap(), letter.reason))
+        .collect();
     let expected = [
         ("tx:cut", "not_json"),
         ("tx:list", "not_an_object"),
@@ -266,5 +270,4 @@ async fn a_queue_of_several_batches_arrives_once(mut rig: Rig) {
     let expected: Vec<String> = (0..1_500).map(|n| format!("{n:04}")).collect();
     assert_eq!(ids, expected);
     assert_eq!(rig.left(0, "upload_queue").await, (0, 0));
-    let _ = Duration::ZERO;
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lamplighter::cache::{Produced, QueueRef, RedisCache, SharedCache, SqliteCache};
+use lamplighter::cache::{Produced, QueueRef, RedisCache, RedisSettings, SharedCache, SqliteCache};
 use lamplighter::clock::{Clock, SystemClock};
 use lamplighter::history::{DeadLetter, DeadLetterFilter, History, SharedHistory, SqliteHistory};
 use lamplighter::jobs::{Datasets, Job, JobContext, JobError, Outcome, Progress};
@@ -87,7 +87,7 @@ impl Rig {
     pub(crate) async fn servers(job: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let redis = Redis::start().await;
-        let cache = Arc::new(RedisCache::new(&redis.url()));
+        let cache = Arc::new(redis_cache(&redis));
         let project = Project::create().await;
         let warehouse = Arc::new(project.connect().await);
         Self::assemble(job, folder, Arc::new(SystemClock), cache, warehouse, Some(redis), Some(project)).await
@@ -96,7 +96,7 @@ impl Rig {
     /// A Redis, and SQLite for the warehouse: where only the queue matters.
     pub(crate) async fn redis(job: &str, redis: Redis) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Arc::new(RedisCache::new(&redis.url()));
+        let cache = Arc::new(redis_cache(&redis));
         let warehouse = Arc::new(SqliteWarehouse::open(&folder.path().join("warehouse.db")).await.unwrap());
         Self::assemble(job, folder, Arc::new(SystemClock), cache, warehouse, Some(redis), None).await
     }
@@ -221,17 +221,18 @@ impl Rig {
     }
 }
 
+/// A client of this Redis.
+pub(crate) fn redis_cache(redis: &Redis) -> RedisCache {
+    RedisCache::new(&RedisSettings::new(redis.url())).unwrap()
+}
+
 /// A transaction of producer A.
 pub(crate) fn transaction(id: &str, amount: f64) -> Produced {
     let body = serde_json::json!({
         "transaction_id": id, "customer_id": "cust_1", "amount": amount, "transaction_timestamp": "2025-09-27T14:30:00Z",
         "_timestamp": "2025-09-27T14:30:00.123456",
     });
-    Produced {
-        entry: format!("tx:{id}").into(),
-        key: format!("tx:{id}"),
-        value: Some(body.to_string().into()),
-    }
+    Produced { entry: format!("tx:{id}").into(), key: format!("tx:{id}"), value: Some(body.to_string().into()) }
 }
 
 /// A prediction of producer A, with more fields.
@@ -240,9 +241,5 @@ pub(crate) fn prediction(id: &str, more: &str) -> Produced {
         "{{\"prediction_id\":\"{id}\",\"customer_id\":\"cust_1\",\"model_predictions\":{{\"ridge\":0.234,\"note\":\"x\"}},\
          \"selected_prediction\":0.5,\"processing_time_ms\":23.4,\"prediction_timestamp\":\"2025-09-27T14:30:00.5\"{more}}}"
     );
-    Produced {
-        entry: format!("pred:{id}").into(),
-        key: format!("pred:{id}"),
-        value: Some(body.into()),
-    }
+    Produced { entry: format!("pred:{id}").into(), key: format!("pred:{id}"), value: Some(body.into()) }
 }

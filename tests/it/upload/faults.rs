@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lamplighter::cache::{Lease, Produced, QueueRef, RedisCache};
+use lamplighter::cache::{Lease, Produced, QueueRef, UploadCache};
 use lamplighter::history::PostgresHistory;
 use lamplighter::jobs::{JobContext, Progress};
 use serde_json::json;
 
 use crate::support::redis::Redis;
-use crate::support::rig::{JOB, Rig, prediction, transaction};
+use crate::support::rig::{JOB, Rig, redis_cache, transaction};
 
 fn queue() -> QueueRef {
     QueueRef { database: 0, queue: "upload_queue".to_owned() }
@@ -76,7 +76,9 @@ async fn redis_killed_and_restarted_in_the_middle_costs_nothing() {
     rig.produce(0, "upload_queue", &transactions(20_000)).await;
     let (seen, mut progress) = tokio::sync::mpsc::unbounded_channel();
     let ctx = JobContext {
-        progress: Progress::to(move |report| drop(seen.send(report.done))),
+        progress: Progress::to(move |report| {
+            let _ = seen.send(report.done);
+        }),
         ..rig.context("here")
     };
     let redis = rig.redis.as_ref().unwrap();
@@ -133,7 +135,7 @@ async fn a_record_rewritten_while_it_is_uploaded_is_uploaded_again() {
     let rig = Rig::redis(JOB, Redis::start().await).await;
     rig.produce(0, "upload_queue", &transactions(3_000)).await;
     // A producer rewrites the same keys all the time.
-    let cache = Arc::new(RedisCache::new(&rig.redis.as_ref().unwrap().url()));
+    let cache = Arc::new(redis_cache(rig.redis.as_ref().unwrap()));
     let stop = tokio_util::sync::CancellationToken::new();
     let producer = tokio::spawn({
         let stop = stop.clone();
@@ -143,9 +145,11 @@ async fn a_record_rewritten_while_it_is_uploaded_is_uploaded_again() {
                 version += 1;
                 let mut record = transaction(&format!("{:05}", version % 100), f64::from(version));
                 record.value = record.value.map(|value| {
-                    String::from_utf8(value).unwrap().replacen('{', &format!("{{\"version\":{version},"), 1).into_bytes()
+                    String::from_utf8(value)
+                        .unwrap()
+                        .replacen('{', &format!("{{\"version\":{version},"), 1)
+                        .into_bytes()
                 });
-                use lamplighter::cache::UploadCache;
                 cache.produce(&queue(), &[record], Duration::from_secs(3600)).await.unwrap();
             }
             version
@@ -164,7 +168,10 @@ async fn a_record_rewritten_while_it_is_uploaded_is_uploaded_again() {
     assert_eq!(bodies.len(), distinct.len(), "no version of a record is there twice");
     for version in versions.saturating_sub(99).max(1)..=versions {
         let wanted = format!("\"version\":{version},");
-        assert!(bodies.iter().any(|body| body.contains(&wanted)), "the last version of a record ({version}) is missing");
+        assert!(
+            bodies.iter().any(|body| body.contains(&wanted)),
+            "the last version of a record ({version}) is missing"
+        );
     }
     assert!(rig.letters().await.is_empty(), "{:?}", rig.letters().await);
     assert_eq!(rig.left(0, "upload_queue").await, (0, 0));
@@ -188,5 +195,4 @@ async fn records_that_are_kept_are_uploaded_once() {
     assert_eq!(kept.upload().await, 0, "it has been sent");
     kept.produce(0, "upload_queue", &[transaction("00003", 99.0)]).await;
     assert_eq!(kept.upload().await, 1, "it has changed");
-    let _ = prediction;
 }
