@@ -1,1 +1,2 @@
-//! Being written.
+//! x
+mod output; mod times; mod tables; mod logs;
