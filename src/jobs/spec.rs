@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::registry::Job;
 use crate::history::Severity;
+pub use crate::schedule::CatchUp;
 use crate::schedule::Schedule;
 
 /// A job, checked and ready to run.
@@ -62,19 +63,6 @@ pub enum Overlap {
     Queue,
     /// Both run.
     Allow,
-}
-
-/// What happens to slots that were missed while nothing ran.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CatchUp {
-    /// The newest one runs, the others are recorded as missed.
-    #[default]
-    Latest,
-    /// All run, oldest first.
-    All,
-    /// None runs.
-    None,
 }
 
 /// What happens to a run whose process died.
