@@ -39,10 +39,8 @@ use crate::cache::SharedCache;
 use crate::clock::Clock;
 use crate::history::{HistoryError, MissedCause, Run, SharedHistory, Trigger};
 use crate::jobs::{Datasets, JobSpec, Progress};
+use crate::schedule::MissedSlots;
 use crate::warehouse::SharedWarehouse;
-
-/// A slot that is this late when its claim is made is a caught-up one.
-const LATE: Duration = Duration::from_secs(2);
 
 /// How many runs may write their end to the history at the same time, so that ten thousand that end together do not keep
 /// the next claims waiting for a connection.
@@ -60,19 +58,8 @@ pub struct Due {
     pub run: Vec<DateTime<Utc>>,
     /// Slots that will not run.
     pub missed: Vec<MissedSlots>,
-    /// Why they will not.
-    pub cause: MissedCause,
-}
-
-/// Slots in a row that did not run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MissedSlots {
-    /// The first of them.
-    pub first: DateTime<Utc>,
-    /// The last of them.
-    pub last: DateTime<Utc>,
-    /// How many there are.
-    pub count: u32,
+    /// Why slots were missed or run late; `None` if they are on time.
+    pub cause: Option<MissedCause>,
 }
 
 /// How fast the runner's own clockwork turns.
@@ -323,27 +310,26 @@ impl Inner {
 
     /// Records what was missed and starts a task for every run that is due, after one claim for all of them.
     async fn hand_over(self: &Arc<Self>, due: Vec<Due>) -> Vec<JoinHandle<Vec<Run>>> {
-        let now = self.clock.now();
         let (mut missed, mut wanted) = (Vec::new(), Vec::new());
         for due in due {
             let Some(job) = self.jobs.get(&*due.job) else {
                 tracing::error!(job.name = &*due.job, "a slot came for a job that is not configured");
                 continue;
             };
-            missed.extend(due.missed.iter().map(|slots| self.missed_row(job, *slots, due.cause)));
+            let cause = due.cause.unwrap_or(MissedCause::Down);
+            missed.extend(due.missed.iter().map(|slots| self.missed_row(job, *slots, cause)));
             let refused = if self.stopping.is_cancelled() {
                 Some(MissedCause::ShuttingDown)
             } else {
                 job.paused.then_some(MissedCause::Paused)
             };
             if let Some(cause) = refused {
-                let one = |slot: &DateTime<Utc>| MissedSlots { first: *slot, last: *slot, count: 1 };
-                missed.extend(due.run.iter().map(|slot| self.missed_row(job, one(slot), cause)));
+                missed.extend(due.run.iter().map(|&slot| self.missed_row(job, MissedSlots::one(slot), cause)));
                 continue;
             }
-            let trigger = |slot: DateTime<Utc>| if slot + LATE < now { Trigger::CatchUp } else { Trigger::Schedule };
+            let trigger = if due.cause.is_some() { Trigger::CatchUp } else { Trigger::Schedule };
             // Slots that are caught up run one after the other, oldest first, whatever the overlap rule says.
-            wanted.push(due.run.iter().map(|&slot| self.wanted(job, Some(slot), 1, trigger(slot))).collect::<Vec<_>>());
+            wanted.push(due.run.iter().map(|&slot| self.wanted(job, Some(slot), 1, trigger)).collect::<Vec<_>>());
         }
         wanted.retain(|slots| !slots.is_empty());
 

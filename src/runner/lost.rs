@@ -108,6 +108,6 @@ impl Inner {
         let Some(job) = self.jobs.get(&run.job) else { return };
         let said = run.error.clone().unwrap_or_else(|| "its process died".to_owned());
         let row = Run { error: Some(said), ..run.clone() };
-        self.ring(&self.settled_changes(job, &row, true)).await;
+        self.ring(&self.settled_changes(job, &row, false)).await;
     }
 }

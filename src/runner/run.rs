@@ -9,9 +9,10 @@ use super::body::{Ended, as_json};
 use super::claim::{Answer, NoRun};
 use super::held::Hold;
 use super::spool::Kept;
-use super::{Inner, MissedSlots, NotRun};
+use super::{Inner, NotRun};
 use crate::history::{AlertChange, MissedCause, Run, RunEnd, RunState, Trigger};
 use crate::jobs::{JobSpec, Outcome, Progress};
+use crate::schedule::MissedSlots;
 
 /// How long the history may take to record an end.
 const RECORD_LIMIT: Duration = Duration::from_secs(20);
@@ -49,7 +50,7 @@ impl Inner {
             Ok(row) => row,
             Err(NoRun::Missed(cause)) => {
                 let at = slot.slot.unwrap_or_else(|| self.clock.now());
-                let (row, changes) = self.missed_row(&slot.job, MissedSlots { first: at, last: at, count: 1 }, cause);
+                let (row, changes) = self.missed_row(&slot.job, MissedSlots::one(at), cause);
                 let row = Run { attempt: slot.attempt, slot: slot.slot, ..row };
                 self.record_missed(vec![(row, changes)]).await.pop()
             }
@@ -89,7 +90,7 @@ impl Inner {
                 Some(next) => run = next,
                 None => {
                     // The failure was kept quiet because another attempt would follow. Now none does.
-                    self.ring(&self.settled_changes(&run.job, &row, true)).await;
+                    self.ring(&self.settled_changes(&run.job, &row, false)).await;
                     return Ok(Some(row));
                 }
             }
@@ -153,7 +154,7 @@ impl Inner {
         let again = settled.passing && self.may_try_again(run);
         let row = self.row(run, started_at, settled);
         log_end(&row, again);
-        let changes = self.settled_changes(&run.job, &row, !again);
+        let changes = self.settled_changes(&run.job, &row, again);
         if !hold.claimed {
             self.spool.keep(Kept::row(row.clone(), changes));
             return Some(row);
@@ -248,7 +249,7 @@ impl Inner {
             }),
             findings: serde_json::json!([]),
         };
-        let changes = self.missed_changes(job, &row);
+        let changes = self.missed_changes(job, slots, cause);
         (row, changes)
     }
 
