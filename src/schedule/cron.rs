@@ -37,7 +37,9 @@ impl CronSpec {
         let spec = Self { text: line.to_owned(), fields, cron };
         match spec.next_civil(DateTime::UNIX_EPOCH.naive_utc()) {
             Some(_) => Ok(spec),
-            None => Err(format!("{line:?} never comes: no month has such a day; correct the day, month or year field")),
+            None => Err(format!(
+                "{line:?} never comes: no day of any year matches its day, month, weekday and year fields; correct them"
+            )),
         }
     }
 

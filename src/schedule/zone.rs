@@ -76,7 +76,7 @@ mod tests {
         let changes = |tz: Tz| transitions(tz, from, to).map(|change| change.at).collect::<Vec<_>>();
         assert_eq!(changes(Tz::Europe__Dublin), [at("2026-03-29T01:00:00Z"), at("2026-10-25T01:00:00Z")]);
         assert_eq!(changes(Tz::Australia__Lord_Howe), [at("2026-04-04T15:00:00Z"), at("2026-10-03T15:30:00Z")]);
-        assert_eq!(changes(Tz::Asia__Tokyo), []);
+        assert!(changes(Tz::Asia__Tokyo).is_empty());
         let spring = transitions(Tz::Europe__Dublin, from, to).next().unwrap();
         assert!(spring.is_forward());
         assert_eq!(spring.wall_before().to_string(), "2026-03-29 01:00:00");
