@@ -8,17 +8,18 @@
 //! | `{queue}` | list | the producer's queue, newest at the head |
 //! | `{queue}:inflight` | set | the batches that somebody has claimed |
 //! | `{queue}:inflight:{batch}` | list | the claimed entries, oldest first |
-//! | `{queue}:inflight:{batch}:lease` | string with a TTL | who works on the batch; gone when the owner died |
-//! | `{queue}:inflight:{batch}:state` | hash | the readings made so far, and the batch that unsettled entries move to |
+//! | `{queue}:inflight:{batch}:lease` | string with a TTL | who works on the batch; gone when the owner died. For a day after the end: `finished:{owner}`, so that a process that slept through it cannot begin the batch again |
+//! | `{queue}:inflight:{batch}:state` | hash | the readings made so far, the batch that unsettled entries move to, and the numbers of the last calls, so that a repeated one changes nothing |
 //! | `{queue}:inflight:{batch}:marks:{reading}` | string | one [`Mark`] for each entry, in the order of the list |
 //! | `{queue}:inflight:{batch}:buried` | set | positions of entries that the warehouse refused |
-//! | `{queue}:uploaded:{batch}` | string with a TTL | hashes of keys uploaded and deleted lately |
+//! | `{queue}:uploaded` | sorted set | the batches that have the next key |
+//! | `{queue}:uploaded:{batch}` | string with a TTL | 8-byte hashes of the keys that the batch uploaded and deleted |
 //! | `{queue}:sent:{key}` | string with a TTL | the digest last uploaded, for records that are kept |
 
 mod redis;
 mod sqlite;
 
-pub use self::redis::RedisCache;
+pub use self::redis::{RedisCache, RedisSettings};
 pub use self::sqlite::SqliteCache;
 
 use std::fmt;
@@ -27,6 +28,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+/// The most that one [`UploadCache::claim`] moves. Redis does nothing else meanwhile; this many take it about half a
+/// millisecond.
+pub const CLAIM_LIMIT: u32 = 1_000;
+
+/// How long [`UploadCache::uploaded`] remembers a key.
+pub(crate) const UPLOADED_FOR: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+/// How long a finished batch cannot be begun again.
+pub(crate) const FINISHED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A queue, and the Redis database that holds it and its records.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -179,7 +190,8 @@ pub enum AfterUpload {
 /// A cache with upload queues: Redis, or SQLite where no Redis is configured.
 ///
 /// Every method that changes something for a [`Lease`] first checks, in the same atomic step, that the lease is still held,
-/// and fails with [`CacheError::LeaseLost`] otherwise. Every method may be repeated after a doubt.
+/// and fails with [`CacheError::LeaseLost`] otherwise; and it renews the lease. Every method may be repeated after a doubt,
+/// save that `produce` and `requeue` may then have added their entries twice, which is harmless: an entry names a record.
 #[async_trait]
 pub trait UploadCache: Send + Sync + 'static {
     /// Asks the server whether it is there.
@@ -194,24 +206,31 @@ pub trait UploadCache: Send + Sync + 'static {
     /// The claimed batches of a queue, oldest first.
     async fn inflight(&self, queue: &QueueRef) -> Result<Vec<Inflight>, CacheError>;
 
-    /// Moves up to `count` of the oldest waiting entries to the end of the lease's batch, in one atomic step, and returns
-    /// them in that order. Creates the batch and its lease with the first entry; an empty queue leaves no trace.
+    /// Moves up to `count` (and [`CLAIM_LIMIT`]) of the oldest waiting entries to the end of the lease's batch, in one
+    /// atomic step, and returns them in that order; only an empty answer says that the queue is empty. Creates the batch and
+    /// its lease with the first entry; an empty queue leaves no trace.
+    ///
+    /// After an error the entries may have been moved all the same: whoever goes on with the batch asks
+    /// [`UploadCache::entries`] what it holds.
     async fn claim(&self, lease: &Lease, count: u32) -> Result<Vec<Bytes>, CacheError>;
 
-    /// Takes over a batch whose lease has ended. `false`: somebody holds it, or it is finished.
+    /// Takes over a batch whose lease has ended. `false`: somebody holds it (be it another task of the same owner), or it is
+    /// finished.
     async fn adopt(&self, lease: &Lease) -> Result<bool, CacheError>;
 
     /// Makes the lease last for another `ttl`.
     async fn renew(&self, lease: &Lease) -> Result<(), CacheError>;
 
-    /// Gives the lease up, so that the next run need not wait for its end. The batch stays in flight.
+    /// Gives the lease up, so that the next run need not wait for its end. The batch stays in flight. That the lease has
+    /// ended already is no error, unless somebody else holds it.
     async fn release_lease(&self, lease: &Lease) -> Result<(), CacheError>;
 
     /// Claimed entries at positions `start..start + count`, oldest first.
     async fn entries(&self, lease: &Lease, start: u64, count: u32) -> Result<Vec<Bytes>, CacheError>;
 
     /// Reads records: one [`Stored`] for each key, in order, but perhaps only for the first few keys (at least one), so that
-    /// about `max_total` bytes come back. Values longer than `max_value` bytes are not fetched.
+    /// at most `max_total` bytes come back (one value may exceed that alone). Values longer than `max_value` bytes are not
+    /// fetched.
     async fn read(
         &self,
         database: u16,
@@ -226,8 +245,9 @@ pub trait UploadCache: Send + Sync + 'static {
     /// The readings of a batch, in order.
     async fn readings(&self, lease: &Lease) -> Result<Vec<Reading>, CacheError>;
 
-    /// Appends the marks of the next entries to a reading.
-    async fn append_marks(&self, lease: &Lease, reading: u32, marks: &[Mark]) -> Result<(), CacheError>;
+    /// Writes the marks of the entries at `start..start + marks.len()` of a reading. The marks before `start` must be there
+    /// already; those after it are replaced.
+    async fn append_marks(&self, lease: &Lease, reading: u32, start: u64, marks: &[Mark]) -> Result<(), CacheError>;
 
     /// Marks of a reading for the entries at `start..start + count`; fewer if the reading did not get that far.
     async fn marks(&self, lease: &Lease, reading: u32, start: u64, count: u32) -> Result<Vec<Mark>, CacheError>;
@@ -249,14 +269,16 @@ pub trait UploadCache: Send + Sync + 'static {
     ) -> Result<Released, CacheError>;
 
     /// For each key: whether a record under it was uploaded and deleted in the last three days. Tells an entry whose record
-    /// an earlier entry already brought from one whose record expired.
+    /// an earlier entry already brought from one whose record expired. Looks through all that was uploaded in those days,
+    /// newest first, until every key is found: cheap for keys of the last batches, and cheaper for many keys at once than
+    /// one by one.
     async fn uploaded(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<bool>, CacheError>;
 
     /// For each key: the digest remembered under [`AfterUpload::Keep`].
     async fn sent(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<Option<Digest>>, CacheError>;
 
     /// Finishes the batch: forgets it with all that belongs to it, and, in the same atomic step, moves the `unsettled`
-    /// entries to a new unleased batch that the next run recovers.
+    /// entries to a new unleased batch, which sorts as old as this one and which the next run recovers.
     async fn finish(&self, lease: &Lease, unsettled: &[Bytes]) -> Result<(), CacheError>;
 
     /// Puts a record back, unless the key holds one, and adds `entry` to the head of the queue, as a producer would. For

@@ -1,0 +1,133 @@
+//! What Redis and the network say, turned into what a caller can do about it.
+
+use std::io;
+
+use ::redis::{ErrorKind, RedisError, ServerError};
+
+use crate::cache::CacheError;
+
+/// A failure on our side of the wire: network, TLS, protocol, or a refused connection.
+pub(super) fn from_client(server: &str, error: &RedisError) -> CacheError {
+    let said = error.to_string();
+    match error.kind() {
+        ErrorKind::AuthenticationFailed | ErrorKind::Server(_) | ErrorKind::Extension => {
+            classify(server, error.code().unwrap_or_default(), &said)
+        }
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => not_a_redis(server, &said),
+        ErrorKind::Io if io_kind(error) == Some(io::ErrorKind::InvalidData) => CacheError::Refused {
+            server: server.to_owned(),
+            reason: said,
+            cure: "If it speaks no TLS, REDIS_URL must begin with redis:// instead of rediss://; if it does, its \
+                   certificate must be one that the public authorities vouch for"
+                .to_owned(),
+        },
+        ErrorKind::Io => {
+            let reason = if error.is_timeout() { "no answer in time".to_owned() } else { said };
+            CacheError::Unreachable { server: server.to_owned(), reason }
+        }
+        // The remaining kinds are settings that the client does not accept, among them SELECT's refusal.
+        _ => classify(server, error.code().unwrap_or_default(), &said),
+    }
+}
+
+/// An error that Redis answered a command with.
+pub(super) fn from_server(server: &str, error: &ServerError) -> CacheError {
+    let said = match error.details() {
+        Some(details) => format!("{} {details}", error.code()),
+        None => error.code().to_owned(),
+    };
+    classify(server, error.code(), &said)
+}
+
+/// A server that answers, but not as a Redis does.
+pub(super) fn not_a_redis(server: &str, said: &str) -> CacheError {
+    // The parser quotes what it met, which can be a whole page of HTML.
+    let reason = format!("its answer is not in Redis's protocol ({})", first_words(said));
+    CacheError::Refused {
+        server: server.to_owned(),
+        reason,
+        cure: "Check host and port in REDIS_URL; if the server speaks TLS, the URL must begin with rediss://"
+            .to_owned(),
+    }
+}
+
+/// A piece of our own bookkeeping that has vanished from under us.
+pub(super) fn vanished(server: &str, what: &str) -> CacheError {
+    CacheError::Refused {
+        server: server.to_owned(),
+        reason: format!("{what} were written and are gone: somebody deleted them, or Redis evicted them"),
+        cure: "A Redis that holds a queue needs `maxmemory-policy noeviction` (or a volatile-… policy)".to_owned(),
+    }
+}
+
+fn classify(server: &str, code: &str, said: &str) -> CacheError {
+    let (server, reason) = (server.to_owned(), first_words(said));
+    let has = |word: &str| said.contains(word);
+    if ["WRONGPASS", "NOAUTH"].contains(&code) || has("WRONGPASS") || has("NOAUTH") || has("invalid password") {
+        let cure = "Check user and password in REDIS_URL (or REDIS_PASSWORD)".to_owned();
+        CacheError::Refused { server, reason, cure }
+    } else if code == "NOPERM" || has("NOPERM") {
+        let cure =
+            "The user in REDIS_URL needs every command on the queues' and records' keys: `ACL SETUSER <user> +@all ~*`"
+                .to_owned();
+        CacheError::Refused { server, reason, cure }
+    } else if has("without any password configured") {
+        let cure = "This Redis wants no password: take it out of REDIS_URL and unset REDIS_PASSWORD".to_owned();
+        CacheError::Refused { server, reason, cure }
+    } else if has("DB index is out of range") || has("refused to switch database") || has("SELECT is not allowed") {
+        let number = server.rsplit('/').next().unwrap_or_default();
+        let reason = format!("this Redis has no database {number}: {reason}");
+        let cure = "Set `database` in [datasets.…] to one that it has, or raise `databases` in redis.conf".to_owned();
+        CacheError::Refused { server, reason, cure }
+    } else if ["OOM", "READONLY", "MISCONF", "NOREPLICAS"].iter().any(|full| code == *full || has(full)) {
+        CacheError::Full { server, reason }
+    } else if ["LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "UNBLOCKED"].contains(&code)
+        || has("max number of clients")
+    {
+        CacheError::Unreachable { server, reason }
+    } else if has("WRONGTYPE") {
+        let cure = "The name of a queue must be that of a list; check `queue` in [datasets.…]".to_owned();
+        CacheError::Refused { server, reason, cure }
+    } else {
+        let cure = "The README names the Redis versions that are known to work".to_owned();
+        CacheError::Refused { server, reason, cure }
+    }
+}
+
+fn io_kind(error: &RedisError) -> Option<io::ErrorKind> {
+    std::error::Error::source(error)?.downcast_ref::<io::Error>().map(io::Error::kind)
+}
+
+/// At most the first line, and of that 200 characters.
+fn first_words(said: &str) -> String {
+    said.lines().next().unwrap_or_default().chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_of_redis_has_its_class() {
+        let refused = |e: &CacheError| matches!(e, CacheError::Refused { .. });
+        let full = |e: &CacheError| matches!(e, CacheError::Full { .. });
+        let away = |e: &CacheError| matches!(e, CacheError::Unreachable { .. });
+        type Class<'a> = &'a dyn Fn(&CacheError) -> bool;
+        let table: [(&str, &str, Class<'_>, &str); 9] = [
+            ("WRONGPASS", "WRONGPASS invalid username-password pair", &refused, "REDIS_PASSWORD"),
+            ("NOAUTH", "NOAUTH Authentication required.", &refused, "REDIS_PASSWORD"),
+            ("NOPERM", "NOPERM this user has no permissions to run 'lrange'", &refused, "ACL SETUSER"),
+            ("ERR", "ERR DB index is out of range", &refused, "no database 1"),
+            ("WRONGTYPE", "WRONGTYPE Operation against a key", &refused, "must be that of a list"),
+            ("OOM", "OOM command not allowed when used memory > 'maxmemory'.", &full, "used memory"),
+            ("ERR", "ERR Error running script: -OOM command not allowed", &full, "OOM"),
+            ("MISCONF", "MISCONF Redis is configured to save RDB snapshots", &full, "snapshots"),
+            ("LOADING", "LOADING Redis is loading the dataset in memory", &away, "loading"),
+        ];
+        for (code, said, class, words) in table {
+            let error = classify("example:6379/1", code, said);
+            assert!(class(&error), "{said} became {error:?}");
+            assert!(error.to_string().contains(words), "{error} does not say {words:?}");
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! Releasing records whose rows are in the warehouse: each only if it still holds what was sent.
+//!
+//! Redis compares for us by `WATCH`: the keys are watched, their values fetched and compared here, and `EXEC` deletes the
+//! equal ones only if none of the watched keys was touched meanwhile. The lease is watched with them. To save round trips,
+//! the deletion of one chunk and the fetching of the next travel together.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use ::redis::{Pipeline, RedisError, Value};
+use futures_util::future::try_join;
+
+use super::link::{Database, Lane};
+use super::names::{self, Names, bytes, millis, number};
+use super::{errors, read, script};
+use crate::cache::{AfterUpload, CacheError, Digest, Lease, Released, Stored, UPLOADED_FOR};
+
+/// `WATCH` compares each key with all that the connection watches already, so its cost grows with the square of this.
+const CHUNK: usize = 64;
+/// The piece of a value that is fetched together with those of its chunk; longer ones are fetched alone.
+const PIECE: u64 = 65_536;
+/// How often a single key is tried that somebody touches again and again.
+const TRIES: u32 = 8;
+/// How often a lane that turns out to be dead is replaced.
+const LANES_LOST: u32 = 2;
+/// Bytes of values that travel back at a time when Redis is full.
+const BACK_AT_A_TIME: u64 = 1 << 20;
+
+/// See [`crate::cache::UploadCache::release`].
+pub(super) async fn release(
+    database: &Database,
+    lease: &Lease,
+    records: &[(&str, Digest)],
+    after: AfterUpload,
+) -> Result<Released, CacheError> {
+    let mut chunks = VecDeque::with_capacity(records.len().div_ceil(CHUNK));
+    for start in (0..records.len()).step_by(CHUNK) {
+        chunks.push_back(Chunk { range: start..records.len().min(start + CHUNK), tries: 0 });
+    }
+    let two = chunks.len() > 1;
+    let work = Work { database, lease, records, after, names: Names::of(lease), chunks: Mutex::new(chunks) };
+    // While one lane waits for Redis, the other compares.
+    let other = async { if two { work.drain().await } else { Ok(Released::default()) } };
+    let (one, other) = try_join(work.drain(), other).await?;
+    Ok(Released {
+        done: one.done + other.done,
+        rewritten: one.rewritten + other.rewritten,
+        gone: one.gone + other.gone,
+    })
+}
+
+struct Work<'a> {
+    database: &'a Database,
+    lease: &'a Lease,
+    records: &'a [(&'a str, Digest)],
+    after: AfterUpload,
+    names: Names,
+    chunks: Mutex<VecDeque<Chunk>>,
+}
+
+/// Records that are looked at together.
+struct Chunk {
+    range: Range<usize>,
+    tries: u32,
+}
+
+/// A chunk that was compared and is still watched.
+struct Compared {
+    chunk: Chunk,
+    /// Records that hold what was sent, with their remaining time to live in ms under [`AfterUpload::Keep`].
+    equal: Vec<(usize, i64)>,
+    rewritten: u64,
+    gone: u64,
+}
+
+enum Verdict {
+    Settled,
+    Touched,
+    TooFull,
+}
+
+impl Work<'_> {
+    /// Works off chunks on one lane until none is left.
+    async fn drain(&self) -> Result<Released, CacheError> {
+        let mut tally = Released::default();
+        let mut lane = self.database.lane().await?;
+        let mut lanes_lost = 0;
+        let mut compared: Option<Compared> = None;
+        loop {
+            let next = self.chunks().pop_front();
+            if compared.is_none() && next.is_none() {
+                lane.give_back();
+                return Ok(tally);
+            }
+            match self.step(&mut lane, compared.as_ref(), next.as_ref()).await {
+                Ok((verdict, now_compared)) => {
+                    if let Some(compared) = compared.take() {
+                        self.settle(compared, verdict, &mut tally).await?;
+                    }
+                    compared = next.zip(now_compared).map(|(chunk, found)| Compared { chunk, ..found });
+                }
+                Err(Trouble::Cache(error)) => return Err(error),
+                Err(Trouble::Lane(error)) => {
+                    let gone = error.is_connection_dropped() && !error.is_timeout();
+                    lanes_lost += 1;
+                    if !gone || lanes_lost > LANES_LOST {
+                        return Err(errors::from_client(&self.database.server, &error));
+                    }
+                    // Whether the deletion took place is unknown; doing it again changes nothing.
+                    self.chunks().extend(compared.take().map(|compared| compared.chunk).into_iter().chain(next));
+                    drop(lane);
+                    self.database.forget_idle();
+                    lane = self.database.lane().await?;
+                }
+            }
+        }
+    }
+
+    /// One round trip: deletes what `compared` found equal, and compares `next`.
+    async fn step(
+        &self,
+        lane: &mut Lane<'_>,
+        compared: Option<&Compared>,
+        next: Option<&Chunk>,
+    ) -> Result<(Verdict, Option<Compared>), Trouble> {
+        let mut commands = Pipeline::with_capacity(3 * CHUNK);
+        if let Some(compared) = compared {
+            self.commit(compared, &mut commands);
+        }
+        let committed = commands.len();
+        if let Some(next) = next {
+            self.look(next, &mut commands);
+        }
+        let mut answers = lane.send(&commands).await?;
+        let looked = answers.split_off(committed.min(answers.len()));
+        let verdict = self.verdict(&answers)?;
+        let found = match next {
+            Some(next) => Some(self.compare(lane, next, looked).await?),
+            None => None,
+        };
+        Ok((verdict, found))
+    }
+
+    fn look(&self, chunk: &Chunk, commands: &mut Pipeline) {
+        let records = &self.records[chunk.range.clone()];
+        commands.cmd("WATCH").arg(&self.names.lease);
+        for (key, _) in records {
+            commands.arg(*key);
+        }
+        commands.cmd("GET").arg(&self.names.lease);
+        for (key, _) in records {
+            commands.add_command(read::head(key, PIECE));
+        }
+        if self.after == AfterUpload::Keep {
+            for (key, _) in records {
+                commands.cmd("PTTL").arg(*key);
+            }
+        }
+    }
+
+    async fn compare(&self, lane: &mut Lane<'_>, chunk: &Chunk, answers: Vec<Value>) -> Result<Compared, Trouble> {
+        let mut answers = answers.into_iter();
+        for head in answers.by_ref().take(2) {
+            match head {
+                Value::ServerError(error) => return Err(errors::from_server(&self.database.server, &error).into()),
+                Value::Okay => {}
+                // Whoever holds the lease now is not us; the lane closes with all that it watches.
+                owner if bytes(owner.clone()).as_deref() != Some(self.lease.owner.as_bytes()) => {
+                    return Err(CacheError::LeaseLost { batch: self.lease.batch.clone() }.into());
+                }
+                _ => {}
+            }
+        }
+        let mut compared =
+            Compared { chunk: Chunk { range: 0..0, tries: 0 }, equal: Vec::new(), rewritten: 0, gone: 0 };
+        for (position, answer) in chunk.range.clone().zip(answers.by_ref()) {
+            let (key, sent) = self.records[position];
+            let value = match answer {
+                Value::ServerError(error) if error.code() == "WRONGTYPE" => {
+                    compared.rewritten += 1;
+                    continue;
+                }
+                Value::ServerError(error) => return Err(errors::from_server(&self.database.server, &error).into()),
+                answer => bytes(answer).unwrap_or_default(),
+            };
+            let value = if value.len() as u64 == PIECE { self.whole(lane, key).await? } else { value };
+            if Digest::of(&value) == sent {
+                compared.equal.push((position, -1));
+            } else if value.is_empty() {
+                compared.gone += 1;
+            } else {
+                compared.rewritten += 1;
+            }
+        }
+        let lives: Vec<i64> = answers.map(|life| if let Value::Int(life) = life { life } else { -1 }).collect();
+        for (position, life) in &mut compared.equal {
+            *life = lives.get(*position - chunk.range.start).copied().unwrap_or(-1);
+        }
+        Ok(compared)
+    }
+
+    /// The whole of a long value. It is watched, so it is the one whose piece came.
+    async fn whole(&self, lane: &mut Lane<'_>, key: &str) -> Result<bytes::Bytes, Trouble> {
+        let mut commands = Pipeline::with_capacity(1);
+        commands.cmd("GET").arg(key);
+        Ok(lane.send(&commands).await?.pop().and_then(bytes).unwrap_or_default())
+    }
+
+    fn commit(&self, compared: &Compared, commands: &mut Pipeline) {
+        if compared.equal.is_empty() {
+            commands.cmd("UNWATCH");
+            return;
+        }
+        commands.cmd("MULTI");
+        match self.after {
+            AfterUpload::Delete => {
+                let keys = compared.equal.iter().map(|(position, _)| self.records[*position].0);
+                let hashes: Vec<u8> = keys.clone().flat_map(|key| hash(key).to_be_bytes()).collect();
+                commands.cmd("APPEND").arg(&self.names.uploaded).arg(hashes);
+                commands.cmd("PEXPIRE").arg(&self.names.uploaded).arg(millis(UPLOADED_FOR));
+                commands.cmd("ZADD").arg(&self.names.index).arg(0).arg(&self.lease.batch);
+                commands.cmd("UNLINK");
+                for key in keys {
+                    commands.arg(key);
+                }
+            }
+            AfterUpload::Keep => {
+                let prefix = names::sent(&self.lease.queue);
+                for (position, life) in &compared.equal {
+                    let (key, digest) = self.records[*position];
+                    commands.cmd("SET").arg(format!("{prefix}{key}")).arg(&digest.0[..]);
+                    if *life > 0 {
+                        commands.arg("PX").arg(*life);
+                    }
+                }
+            }
+        }
+        commands.cmd("EXEC");
+    }
+
+    fn verdict(&self, answers: &[Value]) -> Result<Verdict, CacheError> {
+        let refused = answers.iter().find_map(|answer| match answer {
+            Value::ServerError(error) => Some(errors::from_server(&self.database.server, error)),
+            _ => None,
+        });
+        match (refused, answers.last()) {
+            // MULTI queues nothing above maxmemory.
+            (Some(CacheError::Full { reason, .. }), _) if reason.contains("OOM") => Ok(Verdict::TooFull),
+            (Some(error), _) => Err(error),
+            (None, Some(Value::Nil)) => Ok(Verdict::Touched),
+            (None, Some(Value::Array(done))) => {
+                match done.iter().find_map(|one| if let Value::ServerError(error) = one { Some(error) } else { None }) {
+                    Some(error) => Err(errors::from_server(&self.database.server, error)),
+                    None => Ok(Verdict::Settled),
+                }
+            }
+            (None, _) => Ok(Verdict::Settled),
+        }
+    }
+
+    async fn settle(&self, compared: Compared, verdict: Verdict, tally: &mut Released) -> Result<(), CacheError> {
+        let Chunk { range, tries } = compared.chunk;
+        match verdict {
+            Verdict::Settled => {
+                tally.done += compared.equal.len() as u64;
+                tally.rewritten += compared.rewritten;
+                tally.gone += compared.gone;
+            }
+            Verdict::Touched if range.len() > 1 => {
+                let middle = range.start + range.len() / 2;
+                let mut chunks = self.chunks();
+                chunks.push_front(Chunk { range: middle..range.end, tries: 0 });
+                chunks.push_front(Chunk { range: range.start..middle, tries: 0 });
+            }
+            Verdict::Touched if tries < TRIES => self.chunks().push_front(Chunk { range, tries: tries + 1 }),
+            // Somebody writes it all the time: it stays, and so does the entry that says so.
+            Verdict::Touched => tally.rewritten += 1,
+            Verdict::TooFull => self.send_back(range, tally).await?,
+        }
+        Ok(())
+    }
+
+    /// The way for a full Redis: a script may delete where `MULTI` is refused, and compares with the values themselves.
+    async fn send_back(&self, range: Range<usize>, tally: &mut Released) -> Result<(), CacheError> {
+        let records = &self.records[range];
+        let keep = if self.after == AfterUpload::Keep { names::sent(&self.lease.queue) } else { String::new() };
+        let mut start = 0;
+        while start < records.len() {
+            let keys: Vec<&str> = records[start..].iter().map(|(key, _)| *key).collect();
+            let stored = read::read(self.database, &keys, u64::MAX, BACK_AT_A_TIME).await?;
+            let seen = &records[start..start + stored.len()];
+            start += stored.len();
+            let mut equal = Vec::with_capacity(stored.len());
+            for (value, (key, sent)) in stored.into_iter().zip(seen) {
+                match value {
+                    Stored::Value(value) if Digest::of(&value) == *sent => equal.push((*key, *sent, value)),
+                    Stored::Missing => tally.gone += 1,
+                    _ => tally.rewritten += 1,
+                }
+            }
+            if equal.is_empty() {
+                continue;
+            }
+            let mut keys = vec![&self.names.lease[..], &self.names.uploaded, &self.names.index];
+            keys.extend(equal.iter().map(|(key, ..)| *key));
+            let answer = script::RELEASE
+                .run(self.database, self.lease, &keys, |command| {
+                    command.arg(&self.lease.batch).arg(millis(UPLOADED_FOR)).arg(&keep);
+                    for (key, sent, value) in &equal {
+                        command.arg(&value[..]);
+                        match self.after {
+                            AfterUpload::Delete => command.arg(&hash(key).to_be_bytes()[..]),
+                            AfterUpload::Keep => command.arg(&sent.0[..]),
+                        };
+                    }
+                })
+                .await?;
+            let done = number(&answer);
+            tally.done += done;
+            tally.rewritten += (equal.len() as u64).saturating_sub(done);
+        }
+        Ok(())
+    }
+
+    fn chunks(&self) -> std::sync::MutexGuard<'_, VecDeque<Chunk>> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What stands for a key among the uploaded ones.
+pub(super) fn hash(key: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key.as_bytes())
+}
+
+/// Why a step failed: the connection did, or Redis said something that ends the release.
+enum Trouble {
+    Lane(RedisError),
+    Cache(CacheError),
+}
+
+impl From<RedisError> for Trouble {
+    fn from(error: RedisError) -> Self {
+        Self::Lane(error)
+    }
+}
+
+impl From<CacheError> for Trouble {
+    fn from(error: CacheError) -> Self {
+        Self::Cache(error)
+    }
+}
