@@ -1,9 +1,10 @@
 //! Where uploads land: tables that are loaded in whole batches, each batch under a name that can succeed at most once.
 
 mod bigquery;
+mod fields;
 mod sqlite;
 
-pub use self::bigquery::{BigQuery, BigQuerySettings};
+pub use self::bigquery::{BigQuery, BigQuerySettings, Credentials, Timeouts};
 pub use self::sqlite::SqliteWarehouse;
 
 use std::fmt;

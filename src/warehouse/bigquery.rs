@@ -1,6 +1,0 @@
-//! Being written.
-
-/// Being written.
-pub struct BigQuery;
-/// Being written.
-pub struct BigQuerySettings;

@@ -1,4 +1,0 @@
-//! Being written.
-
-/// Being written.
-pub struct SqliteWarehouse;
