@@ -15,8 +15,8 @@ const LAST_WAIT: Duration = Duration::from_secs(5);
 /// How long it may take to answer a ping.
 const PING_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a receiver may take to be told.
-const RING_LIMIT: Duration = Duration::from_secs(60);
+/// How long migrations may take: another replica may be at it.
+const MIGRATE_LIMIT: Duration = Duration::from_secs(120);
 
 /// Whether the history database is there.
 pub(super) struct Database(watch::Sender<bool>);
@@ -82,14 +82,14 @@ impl Inner {
                     Ok(()) => break,
                     Err(error) if !told => {
                         told = true;
-                        self.ring_away(Some(&error), since);
+                        self.bell.ring(&self.away_changes(Some(&error), since));
                     }
                     Err(_) => wait = (wait * 2).min(LAST_WAIT),
                 }
             }
             tracing::info!("the history database is back");
             if told {
-                self.ring_away(None, since);
+                self.bell.ring(&self.away_changes(None, since));
             }
         }
     }
@@ -100,22 +100,13 @@ impl Inner {
     /// it as lost.
     async fn take_up_the_thread(&self) -> Result<(), HistoryError> {
         self.limited("asking whether it is there", PING_LIMIT, self.history.ping()).await?;
+        // It may have been away since before we started, or come back empty.
+        self.limited("migrating", MIGRATE_LIMIT, self.history.migrate()).await?;
         self.flush_spool().await?;
         self.database.0.send_replace(true);
         if self.held.len() > 0 {
             self.beat_once().await;
         }
         Ok(())
-    }
-
-    /// Tells people, without the database, that it is away or back. Does not wait for them.
-    fn ring_away(self: &Arc<Self>, error: Option<&HistoryError>, since: chrono::DateTime<chrono::Utc>) {
-        let changes = self.away_changes(error, since);
-        let inner = self.clone();
-        tokio::spawn(async move {
-            if tokio::time::timeout(RING_LIMIT, inner.bell.ring(&changes)).await.is_err() {
-                tracing::error!("nobody could be told within {} s about the database", RING_LIMIT.as_secs());
-            }
-        });
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use super::Inner;
@@ -15,24 +14,22 @@ use crate::schedule::MissedSlots;
 /// How long the history may take to change alerts.
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Delivers alerts: the dispatcher, or a test's notebook.
-#[async_trait]
+/// Delivers alerts: the dispatcher, or a test's notebook. Neither call waits.
 pub trait Bell: Send + Sync + 'static {
     /// There may be new messages in the history's outbox.
     fn wake(&self);
 
-    /// Tells people at once, without the history: it is what is broken.
-    async fn ring(&self, changes: &[AlertChange]);
+    /// Tells people without the history: it is what is broken.
+    fn ring(&self, changes: &[AlertChange]);
 }
 
-#[async_trait]
 impl Bell for Dispatcher {
     fn wake(&self) {
         Dispatcher::wake(self);
     }
 
-    async fn ring(&self, changes: &[AlertChange]) {
-        self.send_direct(changes).await;
+    fn ring(&self, changes: &[AlertChange]) {
+        self.send_direct(changes);
     }
 }
 
@@ -88,7 +85,7 @@ impl Inner {
             Ok(()) => self.bell.wake(),
             Err(error) => {
                 self.database_failed(&error);
-                self.bell.ring(changes).await;
+                self.bell.ring(changes);
             }
         }
     }
