@@ -7,6 +7,7 @@
 
 mod postgres;
 mod rows;
+mod sql;
 mod sqlite;
 
 pub use self::postgres::PostgresHistory;
@@ -107,13 +108,11 @@ pub type SharedHistory = Arc<dyn History>;
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// The database cannot be reached, is shutting down, or dropped the connection. Trying again can help.
-    #[error(
-        "the history database {database} cannot be reached: {reason}. Check that it runs and that DATABASE_URL is right"
-    )]
+    #[error("the history database {database} cannot be reached: {reason}")]
     Unreachable {
         /// Host, port and name, without user and password.
         database: String,
-        /// What the network or the server said.
+        /// What the network or the server said, and what to check.
         reason: String,
     },
     /// The database refuses us, or its tables are not what we expect. Trying again cannot help.
