@@ -1,4 +1,496 @@
-//! Being written.
+//! Takes messages out of the outbox and delivers them: each at least once, in order for each alert and receiver, no
+//! receiver waiting for another, and with patience towards receivers and databases that are away.
+//!
+//! A message is leased, sent and settled. A process that dies in between leaves its lease to run out; then the message is
+//! sent again, under the same id, so that a receiver can tell.
 
-/// Being written.
-pub struct Dispatcher;
+mod direct;
+mod lane;
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use self::direct::{Direct, InHand};
+use self::lane::{Lane, NotNow};
+use super::http::{Http, MAX_TIMEOUT};
+use super::notifier::{Delivery, notifier};
+use super::settings::{ReceiverKind, ReceiverSettings};
+use super::{CONSOLE, words};
+use crate::clock::Clock;
+use crate::history::{AlertChange, HistoryError, Message, MessageOutcome, Notice, SharedHistory};
+
+/// How long a message is ours. It outlasts the longest wait for a turn and the longest try, with time to settle.
+const LEASE: Duration = Duration::from_secs(60);
+/// A message that has not had its turn after this is put back.
+const TURN: Duration = Duration::from_secs(10);
+/// The longest try: Slack may need two requests.
+const TRY: Duration = MAX_TIMEOUT.saturating_mul(2).saturating_add(Duration::from_secs(1));
+/// So many messages are leased at once,
+const BATCH: u32 = 32;
+/// and so many are in hand at most.
+const IN_HAND: usize = 256;
+/// The outbox is looked at so often without being asked: other replicas and retries fill it too.
+const POLL: Duration = Duration::from_secs(5);
+/// The longest wait between two questions to a history that does not answer.
+const MAX_OUTAGE_WAIT: Duration = Duration::from_secs(60);
+const HISTORY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is being sent when we stop may take so long to end.
+const GRACE: Duration = Duration::from_secs(4);
+/// So many outcomes are remembered for a history that could not be told.
+const MAX_UNSETTLED: usize = 1024;
+
+/// Delivers the messages of the outbox.
+#[derive(Clone)]
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+}
+
+/// What [`Dispatcher::flush`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flushed {
+    /// Messages that were delivered.
+    pub sent: u32,
+    /// Messages that could not be delivered yet; they wait in the outbox.
+    pub waiting: u32,
+    /// Messages that were given up.
+    pub dead: u32,
+    /// Why the outbox could not be read, if it could not.
+    pub error: Option<String>,
+}
+
+struct Shared {
+    history: SharedHistory,
+    clock: Arc<dyn Clock>,
+    owner: String,
+    http: Http,
+    lanes: RwLock<BTreeMap<String, Arc<Lane>>>,
+    wake: Notify,
+    direct: Arc<Direct>,
+    /// What became of messages while the history was away, so that they are not sent twice for that.
+    unsettled: Mutex<BTreeMap<String, MessageOutcome>>,
+    /// When the next retry that we know of is due.
+    retry_at: Mutex<Option<Instant>>,
+}
+
+/// What a step of the work came to.
+struct Step {
+    /// Messages that were taken in hand.
+    taken: usize,
+    /// How long to wait for the next step, if nothing happens before.
+    wait: Duration,
+}
+
+/// What became of one message that was in hand.
+struct Done {
+    outcome: MessageOutcome,
+    /// `false`: it was put back before it was tried.
+    tried: bool,
+    in_memory: bool,
+}
+
+/// How it stands with the history, as one worker sees it.
+#[derive(Default)]
+struct Outage {
+    failures: u32,
+    not_before: Option<Instant>,
+    error: Option<String>,
+}
+
+type Tasks = JoinSet<Done>;
+
+/// A message to be tried, from the outbox or from memory.
+struct Parcel<'a> {
+    id: &'a str,
+    receiver: &'a str,
+    notice: &'a Notice,
+    queued_at: DateTime<Utc>,
+    /// Tries before this one.
+    tries: u32,
+    last_error: Option<&'a str>,
+    /// It must have its turn by then.
+    by: Instant,
+}
+
+impl Dispatcher {
+    /// Prepares the delivery to `receivers`; with none at all, everything goes to the console. `owner` names our leases and
+    /// must be unique for each start of the program.
+    pub fn new(
+        history: SharedHistory,
+        receivers: &[ReceiverSettings],
+        clock: Arc<dyn Clock>,
+        owner: impl Into<String>,
+    ) -> Self {
+        let shared = Shared {
+            history,
+            clock,
+            owner: owner.into(),
+            http: Http::new(),
+            lanes: RwLock::default(),
+            wake: Notify::new(),
+            direct: Arc::default(),
+            unsettled: Mutex::default(),
+            retry_at: Mutex::default(),
+        };
+        let dispatcher = Self { shared: Arc::new(shared) };
+        dispatcher.set_receivers(receivers);
+        dispatcher
+    }
+
+    /// Changes who can be told. What is being sent goes on as it was.
+    pub fn set_receivers(&self, receivers: &[ReceiverSettings]) {
+        let mut lanes = BTreeMap::new();
+        for receiver in receivers {
+            let lane = notifier(receiver, &self.shared.http).map(Lane::new).unwrap_or_else(|reason| {
+                tracing::error!(receiver.name = receiver.name, "receiver {} is off: {reason}", receiver.name);
+                Lane::broken(reason)
+            });
+            lanes.insert(receiver.name.clone(), Arc::new(lane));
+        }
+        if !lanes.contains_key(CONSOLE) {
+            let console = ReceiverSettings { name: CONSOLE.to_owned(), kind: ReceiverKind::Console };
+            let console = notifier(&console, &self.shared.http).expect("the console needs no settings");
+            lanes.insert(CONSOLE.to_owned(), Arc::new(Lane::new(console)));
+        }
+        *self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner) = lanes;
+        self.wake();
+    }
+
+    /// Says that there is something new in the outbox.
+    pub fn wake(&self) {
+        self.shared.wake.notify_one();
+    }
+
+    /// Delivers alert changes without the history, straight from memory: for the news that the history itself is away.
+    ///
+    /// Returns at once; [`Dispatcher::run`] or [`Dispatcher::flush`] send.
+    pub fn send_direct(&self, changes: &[AlertChange]) {
+        let crowded_out = self.shared.direct.change(changes, self.shared.clock.now());
+        for letter in crowded_out {
+            self.shared.log_dead(&letter.id, &letter.receiver, &letter.notice, "too many messages wait in memory");
+        }
+        self.wake();
+    }
+
+    /// Delivers until `stop`; then ends what is being sent, within a few seconds.
+    pub async fn run(&self, stop: CancellationToken) {
+        let (mut tasks, mut outage) = (Tasks::new(), Outage::default());
+        loop {
+            let wait = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                step = self.shared.step(&mut tasks, &mut outage, &stop) => step.wait,
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = self.shared.wake.notified() => {}
+                Some(done) = tasks.join_next() => drop(finished(done)),
+                () = sleep(wait) => {}
+            }
+            while let Some(done) = tasks.try_join_next() {
+                finished(done);
+            }
+        }
+        let ended = timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            tracing::warn!(
+                "{} could not be ended in time; another start will send them",
+                words::count(tasks.len() as u64, "message")
+            );
+        }
+        tasks.shutdown().await;
+        match self.shared.direct.len() as u64 {
+            0 => {}
+            left => {
+                tracing::error!("{} about the history database could not be delivered", words::count(left, "message"))
+            }
+        }
+    }
+
+    /// Delivers what is due now and returns; for commands that do one thing and exit. What is not done `within` that time
+    /// stays in the outbox.
+    pub async fn flush(&self, within: Duration) -> Flushed {
+        let end = Instant::now() + within;
+        let stop = CancellationToken::new();
+        let (mut tasks, mut outage, mut flushed) = (Tasks::new(), Outage::default(), Flushed::default());
+        // What was put back untried is worth waiting for.
+        let mut again_at = None;
+        let mut count = |done: Option<Done>, again_at: &mut Option<Instant>| match done {
+            Some(Done { outcome: MessageOutcome::Sent, .. }) => flushed.sent += 1,
+            Some(Done { outcome: MessageOutcome::Dead { .. }, .. }) => flushed.dead += 1,
+            Some(Done { outcome: MessageOutcome::Retry { after, .. }, tried: false, .. }) => {
+                *again_at = (*again_at).max(Some(Instant::now() + after));
+            }
+            Some(Done { in_memory: false, .. }) | None => flushed.waiting += 1,
+            Some(Done { in_memory: true, .. }) => {}
+        };
+        loop {
+            let Ok(step) = timeout_at(end, self.shared.step(&mut tasks, &mut outage, &stop)).await else { break };
+            let idle = tasks.is_empty() && step.taken == 0 && self.shared.direct.len() == 0;
+            let again = again_at.is_some_and(|at| at > Instant::now());
+            if idle && !again && (outage.failures == 0 || outage.failures > 2) {
+                break;
+            }
+            let pause = step.wait.min(Duration::from_secs(1));
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(end) => break,
+                Some(done) = tasks.join_next() => count(finished(done), &mut again_at),
+                () = sleep(pause) => {}
+            }
+            while let Some(done) = tasks.try_join_next() {
+                count(finished(done), &mut again_at);
+            }
+        }
+        // What waits for its turn is put back; what is being sent gets a moment more.
+        stop.cancel();
+        let rest = timeout(Duration::from_secs(1), async {
+            while let Some(done) = tasks.join_next().await {
+                count(finished(done), &mut again_at);
+            }
+        });
+        if rest.await.is_err() {
+            let left = u32::try_from(tasks.len()).unwrap_or(u32::MAX);
+            tasks.shutdown().await;
+            flushed.waiting += left;
+        }
+        flushed.error = outage.error;
+        flushed
+    }
+}
+
+fn finished(done: Result<Done, JoinError>) -> Option<Done> {
+    done.inspect_err(|error| tracing::error!("a delivery broke off and will be tried again: {error}")).ok()
+}
+
+impl Shared {
+    /// Takes in hand what is due.
+    async fn step(self: &Arc<Self>, tasks: &mut Tasks, outage: &mut Outage, stop: &CancellationToken) -> Step {
+        let mut taken = 0;
+        for letter in self.direct.take_due(Instant::now(), IN_HAND) {
+            tasks.spawn(Arc::clone(self).carry_letter(letter, stop.clone()));
+            taken += 1;
+        }
+        let mut wait = POLL.mul_f64(0.8 + 0.4 * fastrand::f64());
+        while tasks.len() < IN_HAND && outage.left().is_none() {
+            self.retry_at.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let leased_at = Instant::now();
+            let leased = timeout(HISTORY_TIMEOUT, self.history.lease_messages(&self.owner, BATCH, LEASE)).await;
+            let messages = match leased {
+                Ok(Ok(messages)) => messages,
+                Ok(Err(error)) => {
+                    outage.note(&error.to_string(), error.is_transient());
+                    break;
+                }
+                Err(_) => {
+                    let silence = format!("no answer within {}", words::span(HISTORY_TIMEOUT));
+                    outage.note(&format!("{}: {silence}", self.history.describe()), true);
+                    break;
+                }
+            };
+            outage.over();
+            taken += messages.len();
+            let full = messages.len() >= BATCH as usize;
+            for message in messages {
+                tasks.spawn(Arc::clone(self).carry(message, leased_at, stop.clone()));
+            }
+            if !full {
+                break;
+            }
+        }
+        let now = Instant::now();
+        let retry_at = *self.retry_at.lock().unwrap_or_else(PoisonError::into_inner);
+        // A moment more, so that the database's clock has certainly got there.
+        let soon = retry_at.map(|at| at.saturating_duration_since(now) + Duration::from_millis(50));
+        let direct = self.direct.next_due().map(|at| at.saturating_duration_since(now));
+        wait = outage.left().or(soon).map_or(wait, |left| left.min(wait.max(left.min(MAX_OUTAGE_WAIT))));
+        Step { taken, wait: direct.map_or(wait, |direct| direct.min(wait)) }
+    }
+
+    /// Carries a leased message to its receiver and settles it.
+    async fn carry(self: Arc<Self>, message: Message, leased_at: Instant, stop: CancellationToken) -> Done {
+        let known = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).remove(&message.id);
+        let (outcome, tried) = match known {
+            Some(outcome) => (outcome, true),
+            None => {
+                let parcel = Parcel {
+                    id: &message.id,
+                    receiver: &message.receiver,
+                    notice: &message.notice,
+                    queued_at: message.created_at,
+                    // The history counts a try when it leases.
+                    tries: message.attempts.saturating_sub(1),
+                    last_error: message.last_error.as_deref(),
+                    by: leased_at + TURN,
+                };
+                self.deliver(parcel, &stop).await
+            }
+        };
+        self.settle(&message, leased_at, &outcome, tried).await;
+        Done { outcome, tried, in_memory: false }
+    }
+
+    /// Carries a message from memory to its receiver.
+    async fn carry_letter(self: Arc<Self>, in_hand: InHand, stop: CancellationToken) -> Done {
+        let letter = in_hand.letter.clone();
+        let parcel = Parcel {
+            id: &letter.id,
+            receiver: &letter.receiver,
+            notice: &letter.notice,
+            queued_at: letter.queued_at,
+            tries: letter.tries,
+            last_error: letter.last_error.as_deref(),
+            by: Instant::now() + TURN,
+        };
+        let (outcome, tried) = self.deliver(parcel, &stop).await;
+        in_hand.settle(&outcome, tried);
+        if let MessageOutcome::Dead { error } = &outcome {
+            self.log_dead(&letter.id, &letter.receiver, &letter.notice, error);
+        }
+        Done { outcome, tried, in_memory: true }
+    }
+
+    /// Waits for the message's turn and tries once; also says whether it came to a try.
+    async fn deliver(&self, parcel: Parcel<'_>, stop: &CancellationToken) -> (MessageOutcome, bool) {
+        let Parcel { id, receiver, notice, queued_at, .. } = parcel;
+        let Some(lane) = self.lane(receiver) else {
+            let error = format!("no receiver {receiver:?} is set up: it is not in jobs.toml, or its url is unset");
+            return (MessageOutcome::Dead { error }, false);
+        };
+        let turn = match lane.turn(parcel.by, stop).await {
+            Ok(turn) => turn,
+            Err(NotNow::Off(reason)) => {
+                return (MessageOutcome::Dead { error: format!("the receiver is off: {reason}") }, false);
+            }
+            Err(NotNow::Later(after)) => {
+                let error = parcel.last_error.unwrap_or("not tried yet: it waits for its turn").to_owned();
+                return (MessageOutcome::Retry { after, error }, false);
+            }
+        };
+        let now = self.clock.now();
+        let delivery = Delivery { id, receiver, notice, queued_at, now };
+        let result = timeout(TRY, lane.send(&turn, &delivery)).await.unwrap_or_else(|_| {
+            let reason = format!("no end within {}", words::span(TRY));
+            Err(super::NotifyError::Passing { reason, after: None })
+        });
+        let age = (self.clock.now() - queued_at).to_std().unwrap_or_default();
+        let outcome = verdict::judge(result, parcel.tries.saturating_add(1), age);
+        match &outcome {
+            MessageOutcome::Retry { after, error } => tracing::warn!(
+                receiver.name = receiver,
+                message.id = id,
+                alert.name = notice.name,
+                "receiver {receiver} could not be told about {} and will be tried again in {}: {error}",
+                notice.name,
+                words::span(*after)
+            ),
+            MessageOutcome::Sent => {
+                tracing::debug!(receiver.name = receiver, message.id = id, alert.name = notice.name, "delivered");
+            }
+            MessageOutcome::Dead { .. } => {}
+        }
+        (outcome, true)
+    }
+
+    /// Tells the history what became of a message, for as long as the message is ours.
+    async fn settle(&self, message: &Message, leased_at: Instant, outcome: &MessageOutcome, tried: bool) {
+        let mut pause = Duration::from_millis(200);
+        loop {
+            let settled = self.history.settle_message(&message.id, &self.owner, outcome);
+            let error = match timeout(HISTORY_TIMEOUT, settled).await {
+                Ok(Ok(true)) => break,
+                Ok(Ok(false)) => {
+                    tracing::debug!(message.id = message.id, "the lease had ended: another replica has the message");
+                    return;
+                }
+                Ok(Err(error)) => error,
+                Err(_) => HistoryError::Unreachable {
+                    database: self.history.describe(),
+                    reason: format!("no answer within {}", words::span(HISTORY_TIMEOUT)),
+                },
+            };
+            if !error.is_transient() || Instant::now() + pause > leased_at + LEASE {
+                tracing::warn!(message.id = message.id, "what became of a message could not be noted: {error}");
+                self.remember(message, outcome);
+                return;
+            }
+            sleep(pause.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+        match outcome {
+            MessageOutcome::Dead { error } => self.log_dead(&message.id, &message.receiver, &message.notice, error),
+            MessageOutcome::Retry { after, .. } if tried || !after.is_zero() => {
+                let at = Instant::now() + *after;
+                let mut retry_at = self.retry_at.lock().unwrap_or_else(PoisonError::into_inner);
+                *retry_at = Some(retry_at.map_or(at, |earlier| earlier.min(at)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Keeps an outcome that could not be noted, for when the message comes back.
+    fn remember(&self, message: &Message, outcome: &MessageOutcome) {
+        if matches!(outcome, MessageOutcome::Retry { .. }) {
+            return;
+        }
+        let mut unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
+        if unsettled.len() >= MAX_UNSETTLED {
+            // The oldest: ids sort by age.
+            unsettled.pop_first();
+        }
+        unsettled.insert(message.id.clone(), outcome.clone());
+    }
+
+    /// The lane of a receiver. Where only the console is left, everything goes there.
+    fn lane(&self, receiver: &str) -> Option<Arc<Lane>> {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        let only = if lanes.len() == 1 { lanes.get(CONSOLE) } else { None };
+        lanes.get(receiver).or(only).cloned()
+    }
+
+    fn log_dead(&self, id: &str, receiver: &str, notice: &Notice, reason: &str) {
+        tracing::error!(
+            receiver.name = receiver,
+            message.id = id,
+            alert.name = notice.name,
+            "receiver {receiver} was not told about {} ({}), and will not be: {reason}",
+            notice.name,
+            notice.summary
+        );
+    }
+}
+
+impl Outage {
+    /// How long to leave the history alone, if at all.
+    fn left(&self) -> Option<Duration> {
+        self.not_before.map(|at| at.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+    }
+
+    fn note(&mut self, error: &str, transient: bool) {
+        self.failures = self.failures.saturating_add(1);
+        let wait = match transient {
+            true => Duration::from_secs(1 << (self.failures - 1).min(6)).min(MAX_OUTAGE_WAIT),
+            false => MAX_OUTAGE_WAIT,
+        };
+        self.not_before = Some(Instant::now() + wait.mul_f64(0.8 + 0.2 * fastrand::f64()));
+        if self.failures == 1 {
+            tracing::warn!("messages wait in the outbox, which cannot be read: {error}");
+        }
+        self.error = Some(error.to_owned());
+    }
+
+    fn over(&mut self) {
+        if self.failures > 0 {
+            tracing::info!("the outbox can be read again");
+        }
+        *self = Self::default();
+    }
+}
