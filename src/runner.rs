@@ -243,6 +243,11 @@ impl Runner {
         self.0.database_failed(error);
     }
 
+    /// Returns when the history database answers.
+    pub async fn database_back(&self) {
+        self.0.database.back().await;
+    }
+
     /// How many runs are going on here.
     pub fn running(&self) -> usize {
         self.0.held.len()

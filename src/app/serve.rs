@@ -1,7 +1,6 @@
 //! `serve`: the daemon, from its start to its orderly end.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,11 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{App, MIGRATE_LIMIT, due_of, entry, job_rows};
-use crate::history::MissedCause;
-use crate::jobs::JobSpec;
-use crate::runner::Due;
-use crate::schedule::plan_catch_up;
+use super::{App, MIGRATE_LIMIT, due_of, due_since, entry, job_rows};
 use crate::scheduler::{LOOKAHEAD, Scheduler};
 
 /// Batches of slots that may wait for the runner; each is what came due in half a second.
@@ -124,33 +119,13 @@ impl App {
                 self.history.last_slots().await
             };
             match self.limited(MIGRATE_LIMIT, work).await {
-                Ok(last) => return self.runner.handle(missed_between(self.settings.jobs.values(), &last, started_at)),
+                Ok(last) => {
+                    let jobs = self.settings.jobs.values();
+                    let due = jobs.filter_map(|job| due_since(job, *last.get(&job.name)?, started_at));
+                    return self.runner.handle(due.collect());
+                }
                 Err(error) => self.runner.database_was_away(&error),
             }
         }
     }
-
-    /// The slots between the last one in history and `now`, by each job's catch-up rule.
-    pub(super) fn due_since(&self, last: &BTreeMap<String, DateTime<Utc>>, now: DateTime<Utc>) -> Vec<Due> {
-        missed_between(self.settings.jobs.values(), last, now)
-    }
-}
-
-fn missed_between<'a>(
-    jobs: impl Iterator<Item = &'a JobSpec>,
-    last: &BTreeMap<String, DateTime<Utc>>,
-    until: DateTime<Utc>,
-) -> Vec<Due> {
-    let due = jobs.filter_map(|job| {
-        // A job without a past has missed nothing.
-        let plan = plan_catch_up(job.schedule.as_ref()?, *last.get(&job.name)?, until, job.catch_up, job.catch_up_window);
-        let (mut run, mut missed) = (plan.run, plan.missed);
-        if job.paused {
-            missed.extend(run.drain(..).map(crate::schedule::MissedSlots::one));
-        }
-        let cause = if job.paused { MissedCause::Paused } else { MissedCause::Down };
-        let nothing = run.is_empty() && missed.is_empty();
-        (!nothing).then(|| Due { job: Arc::from(job.name.as_str()), run, missed, cause: Some(cause) })
-    });
-    due.collect()
 }

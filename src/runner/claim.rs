@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::Inner;
 use super::held::Hold;
 use super::run::Wanted;
-use crate::history::{Claim, HistoryError, MissedCause, NewRun, RunFilter, RunState, Trigger};
+use crate::history::{Claim, HistoryError, MissedCause, NewRun, Trigger};
 use crate::jobs::{Overlap, WhenDbDown};
 
 /// How long the history may take for one claim.
@@ -26,12 +26,7 @@ pub(super) enum Answer {
     /// Another run of the job is going; its id.
     Busy(String),
     /// The history cannot be asked.
-    Away {
-        /// What it said instead.
-        error: HistoryError,
-        /// Whether it was asked at all: then the claim may have gone through unheard.
-        asked: bool,
-    },
+    Away(HistoryError),
 }
 
 /// Why there is no run.
@@ -102,7 +97,6 @@ impl Inner {
         let exclusive = run.job.overlap != Overlap::Allow;
         let patient =
             in_a_row || run.job.overlap == Overlap::Queue || matches!(run.trigger, Trigger::Retry | Trigger::Takeover);
-        let mut in_doubt = false;
         let mut answer = match first {
             Some(answer) => answer,
             None if patient && lane.has_queue() => self.await_turn(run).await?,
@@ -111,10 +105,6 @@ impl Inner {
         loop {
             answer = match answer {
                 Answer::Won(until) => return Ok(Hold::take(self, run, Some(until))),
-                Answer::Taken if in_doubt && self.is_ours(run).await => {
-                    // The claim went through and only its answer was lost. The next heartbeat renews the lease.
-                    return Ok(Hold::take(self, run, Some(self.clock.monotonic() + self.tempo.lease)));
-                }
                 Answer::Taken => return Err(NoRun::Elsewhere),
                 Answer::Busy(_) if run.slot.is_some_and(|slot| slot > self.clock.now()) => {
                     self.until_slot(run).await?;
@@ -123,24 +113,20 @@ impl Inner {
                 Answer::Busy(other) if run.trigger == Trigger::Manual => self.outlast(run, other).await?,
                 Answer::Busy(_) if patient => self.await_turn(run).await?,
                 Answer::Busy(_) => return Err(NoRun::Missed(MissedCause::Overlap)),
-                Answer::Away { error, asked } => {
-                    in_doubt |= asked;
-                    match run.job.when_db_down {
-                        WhenDbDown::Run => {
-                            self.until_slot(run).await?;
-                            if exclusive && lane.is_running() {
-                                Answer::Busy("in this process".to_owned())
-                            } else {
-                                return Ok(Hold::take(self, run, None));
-                            }
+                Answer::Away(error) => match run.job.when_db_down {
+                    WhenDbDown::Run => {
+                        self.until_slot(run).await?;
+                        if !(exclusive && lane.is_running()) {
+                            return Ok(Hold::take(self, run, None));
                         }
-                        WhenDbDown::Wait if run.trigger == Trigger::Manual => return Err(NoRun::Away(error)),
-                        WhenDbDown::Wait => {
-                            self.await_database(run).await?;
-                            self.ask_one(run).await
-                        }
+                        Answer::Busy("in this process".to_owned())
                     }
-                }
+                    WhenDbDown::Wait if run.trigger == Trigger::Manual => return Err(NoRun::Away(error)),
+                    WhenDbDown::Wait => {
+                        self.await_database(run).await?;
+                        self.ask_one(run).await
+                    }
+                },
             };
         }
     }
@@ -154,12 +140,12 @@ impl Inner {
         if runs.is_empty() {
             return Vec::new();
         }
-        let away = |asked: bool, reason: &str| {
-            let error = HistoryError::Unreachable { database: self.history.describe(), reason: reason.to_owned() };
-            Answer::Away { error, asked }
+        let away = |reason: &str| {
+            let database = self.history.describe();
+            Answer::Away(HistoryError::Unreachable { database, reason: reason.to_owned() })
         };
         if !self.database.is_here() {
-            return runs.iter().map(|_| away(false, "it was away a moment ago")).collect();
+            return runs.iter().map(|_| away("it was away a moment ago")).collect();
         }
         let began = self.clock.monotonic();
         let claims: Vec<NewRun> = runs.iter().map(|run| self.new_run(run)).collect();
@@ -174,7 +160,9 @@ impl Inner {
                 .collect(),
             Err(error) => {
                 self.database_failed(&error);
-                runs.iter().map(|_| away(true, &error.to_string())).collect()
+                let (HistoryError::Unreachable { reason, .. } | HistoryError::Refused { reason, .. }) = &error;
+                // Whether it took the claim is not known. If so, the next claim of this id says that it is won.
+                runs.iter().map(|_| away(reason)).collect()
             }
         }
     }
@@ -196,14 +184,6 @@ impl Inner {
         }
     }
 
-    /// Whether the history has a running run with this very id: a claim of ours that went through unheard.
-    async fn is_ours(&self, run: &Wanted) -> bool {
-        let filter =
-            RunFilter { job: Some(run.job.name.clone()), states: vec![RunState::Running], since: None, limit: 100 };
-        let rows = self.limited("looking for a claim", CLAIM_LIMIT, self.history.runs(&filter)).await;
-        rows.is_ok_and(|rows| rows.iter().any(|row| row.id == run.id))
-    }
-
     /// Waits in the job's lane, in order, until the answer is something else than "busy".
     async fn await_turn(&self, run: &Wanted) -> Result<Answer, NoRun> {
         let lane = self.lanes.of_job(&run.job.name);
@@ -215,7 +195,7 @@ impl Inner {
             freed.as_mut().enable();
             match self.ask_one(run).await {
                 Answer::Busy(_) => {}
-                Answer::Away { .. } if lane.is_running() => {}
+                Answer::Away(_) if lane.is_running() => {}
                 answer => return Ok(answer),
             }
             self.unless_stopping(async {
