@@ -14,6 +14,7 @@ mod lost;
 mod progress;
 mod run;
 mod spool;
+mod starts;
 
 pub use self::bell::Bell;
 
@@ -35,6 +36,7 @@ use self::held::Held;
 use self::lanes::Lanes;
 use self::run::Wanted;
 use self::spool::Spool;
+use self::starts::Starts;
 use crate::cache::SharedCache;
 use crate::clock::Clock;
 use crate::history::{HistoryError, MissedCause, Run, SharedHistory, Trigger};
@@ -129,6 +131,7 @@ struct Inner {
     claiming: Claiming,
     lanes: Lanes,
     spool: Spool,
+    starts: Starts,
     database: Database,
     writers: Semaphore,
     /// No new runs; those that are going should come to an end.
@@ -186,6 +189,7 @@ impl Runner {
             held: Held::default(),
             claiming: Claiming::default(),
             spool: Spool::default(),
+            starts: Starts::default(),
             database: Database::default(),
             writers: Semaphore::new(WRITERS),
             stopping: CancellationToken::new(),

@@ -129,7 +129,7 @@ fn read(text: &str, tz: Tz) -> Result<Schedule, String> {
 
 fn zone(name: &str) -> Result<Tz, String> {
     name.parse().map_err(|_| {
-        let hint = nearest(name, chrono_tz::TZ_VARIANTS.iter().map(Tz::name));
+        let hint = nearest(name, chrono_tz::TZ_VARIANTS.iter().map(|tz| tz.name()));
         let hint = hint.map(|zone| format!("; did you mean {zone:?}?")).unwrap_or_default();
         format!("{name:?} is not an IANA time zone{hint}")
     })

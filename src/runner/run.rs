@@ -80,6 +80,7 @@ impl Inner {
         loop {
             let hold = self.claim(&run, first.take(), in_a_row).await?;
             let (started_at, ended) = self.start(&run, &hold).await;
+            self.starts.have_begun(self.clock.now()).await;
             let Some(settled) = self.settle(&run, &hold, ended) else { return Ok(None) };
             let passing = settled.passing;
             let Some(row) = self.record(&run, hold, started_at, settled).await else { return Ok(None) };
@@ -99,7 +100,9 @@ impl Inner {
 
     /// Starts the body at the slot's very instant. Nothing returned: the runner was told to stop before that.
     async fn start(self: &Arc<Self>, run: &Wanted, hold: &Hold) -> (DateTime<Utc>, Option<Ended>) {
+        let coming = run.slot.map(|slot| self.starts.expect(slot));
         let in_time = self.until_slot(run).await.is_ok() && !self.stopping.is_cancelled();
+        drop(coming);
         let started_at = self.clock.now();
         if !in_time {
             return (started_at, None);

@@ -1,0 +1,1 @@
+//! Life while the history database is away.
