@@ -33,9 +33,11 @@ const LEASE: Duration = Duration::from_secs(60);
 const TURN: Duration = Duration::from_secs(10);
 /// The longest try: Slack may need two requests.
 const TRY: Duration = MAX_TIMEOUT.saturating_mul(2).saturating_add(Duration::from_secs(1));
-/// So many messages are leased at once,
-const BATCH: u32 = 32;
-/// and so many are in hand at most.
+/// So many messages are in hand, as many as one lane holds,
+const BATCH: usize = lane::HOLD;
+/// unless they have made no headway for so long: then more are leased, for the lanes that are free,
+const STALLED: Duration = Duration::from_millis(500);
+/// up to this many.
 const IN_HAND: usize = 256;
 /// The outbox is looked at so often without being asked: other replicas and retries fill it too.
 const POLL: Duration = Duration::from_secs(5);
@@ -100,11 +102,18 @@ struct Done {
 #[derive(Default)]
 struct Outage {
     failures: u32,
+    /// Whether the history refuses, so that asking again soon cannot help.
+    refused: bool,
     not_before: Option<Instant>,
     error: Option<String>,
 }
 
-type Tasks = JoinSet<Done>;
+/// What one worker has in hand.
+struct Tasks {
+    set: JoinSet<Done>,
+    /// When something was last taken in hand or done.
+    moved_at: Instant,
+}
 
 /// A message to be tried, from the outbox or from memory.
 struct Parcel<'a> {
@@ -192,21 +201,19 @@ impl Dispatcher {
                 biased;
                 () = stop.cancelled() => break,
                 () = self.shared.wake.notified() => {}
-                Some(done) = tasks.join_next() => drop(finished(done)),
+                Some(_) = tasks.next() => {}
                 () = sleep(wait) => {}
             }
-            while let Some(done) = tasks.try_join_next() {
-                finished(done);
-            }
+            while tasks.try_next().is_some() {}
         }
-        let ended = timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+        let ended = timeout(GRACE, async { while tasks.next().await.is_some() {} }).await;
         if ended.is_err() {
             tracing::warn!(
                 "{} could not be ended in time; another start will send them",
-                words::count(tasks.len() as u64, "message")
+                words::count(tasks.set.len() as u64, "message")
             );
         }
-        tasks.shutdown().await;
+        tasks.set.shutdown().await;
         match self.shared.direct.len() as u64 {
             0 => {}
             left => {
@@ -234,32 +241,32 @@ impl Dispatcher {
         };
         loop {
             let Ok(step) = timeout_at(end, self.shared.step(&mut tasks, &mut outage, &stop)).await else { break };
-            let idle = tasks.is_empty() && step.taken == 0 && self.shared.direct.len() == 0;
+            let idle = tasks.set.is_empty() && step.taken == 0 && self.shared.direct.len() == 0;
             let again = again_at.is_some_and(|at| at > Instant::now());
-            if idle && !again && (outage.failures == 0 || outage.failures > 2) {
+            if idle && !again && (outage.failures == 0 || outage.failures > 2 || outage.refused) {
                 break;
             }
             let pause = step.wait.min(Duration::from_secs(1));
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(end) => break,
-                Some(done) = tasks.join_next() => count(finished(done), &mut again_at),
+                Some(done) = tasks.next() => count(done, &mut again_at),
                 () = sleep(pause) => {}
             }
-            while let Some(done) = tasks.try_join_next() {
-                count(finished(done), &mut again_at);
+            while let Some(done) = tasks.try_next() {
+                count(done, &mut again_at);
             }
         }
         // What waits for its turn is put back; what is being sent gets a moment more.
         stop.cancel();
         let rest = timeout(Duration::from_secs(1), async {
-            while let Some(done) = tasks.join_next().await {
-                count(finished(done), &mut again_at);
+            while let Some(done) = tasks.next().await {
+                count(done, &mut again_at);
             }
         });
         if rest.await.is_err() {
-            let left = u32::try_from(tasks.len()).unwrap_or(u32::MAX);
-            tasks.shutdown().await;
+            let left = u32::try_from(tasks.set.len()).unwrap_or(u32::MAX);
+            tasks.set.shutdown().await;
             flushed.waiting += left;
         }
         flushed.error = outage.error;
@@ -267,8 +274,40 @@ impl Dispatcher {
     }
 }
 
-fn finished(done: Result<Done, JoinError>) -> Option<Done> {
-    done.inspect_err(|error| tracing::error!("a delivery broke off and will be tried again: {error}")).ok()
+impl Tasks {
+    fn new() -> Self {
+        Self { set: JoinSet::new(), moved_at: Instant::now() }
+    }
+
+    fn spawn(&mut self, task: impl Future<Output = Done> + Send + 'static) {
+        self.set.spawn(task);
+        self.moved_at = Instant::now();
+    }
+
+    /// Waits for the next one to end; `None` if there is none. The inner `None` is one that broke off.
+    async fn next(&mut self) -> Option<Option<Done>> {
+        let done = self.set.join_next().await?;
+        Some(self.ended(done))
+    }
+
+    fn try_next(&mut self) -> Option<Option<Done>> {
+        let done = self.set.try_join_next()?;
+        Some(self.ended(done))
+    }
+
+    fn ended(&mut self, done: Result<Done, JoinError>) -> Option<Done> {
+        self.moved_at = Instant::now();
+        done.inspect_err(|error| tracing::error!("a delivery broke off and will be tried again: {error}")).ok()
+    }
+
+    /// How many more to take in hand now.
+    fn room(&self) -> usize {
+        match self.set.len() {
+            few if few < BATCH => BATCH - few,
+            many if many < IN_HAND && self.moved_at.elapsed() >= STALLED => BATCH,
+            _ => 0,
+        }
+    }
 }
 
 impl Shared {
@@ -280,10 +319,12 @@ impl Shared {
             taken += 1;
         }
         let mut wait = POLL.mul_f64(0.8 + 0.4 * fastrand::f64());
-        while tasks.len() < IN_HAND && outage.left().is_none() {
+        while let room @ 1.. = tasks.room()
+            && outage.left().is_none()
+        {
             self.retry_at.lock().unwrap_or_else(PoisonError::into_inner).take();
             let leased_at = Instant::now();
-            let leased = timeout(HISTORY_TIMEOUT, self.history.lease_messages(&self.owner, BATCH, LEASE)).await;
+            let leased = timeout(HISTORY_TIMEOUT, self.history.lease_messages(&self.owner, room as u32, LEASE)).await;
             let messages = match leased {
                 Ok(Ok(messages)) => messages,
                 Ok(Err(error)) => {
@@ -298,13 +339,16 @@ impl Shared {
             };
             outage.over();
             taken += messages.len();
-            let full = messages.len() >= BATCH as usize;
+            let full = messages.len() >= room;
             for message in messages {
                 tasks.spawn(Arc::clone(self).carry(message, leased_at, stop.clone()));
             }
             if !full {
                 break;
             }
+        }
+        if tasks.set.len() >= BATCH {
+            wait = STALLED;
         }
         let now = Instant::now();
         let retry_at = *self.retry_at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -476,6 +520,7 @@ impl Outage {
 
     fn note(&mut self, error: &str, transient: bool) {
         self.failures = self.failures.saturating_add(1);
+        self.refused = !transient;
         let wait = match transient {
             true => Duration::from_secs(1 << (self.failures - 1).min(6)).min(MAX_OUTAGE_WAIT),
             false => MAX_OUTAGE_WAIT,

@@ -143,7 +143,7 @@ pub fn run_missed(subject: &Subject, missed: &Missed) -> Vec<AlertChange> {
         }
     };
     let mut details = vec![("Cause".to_owned(), cause.to_owned())];
-    details.extend(next_run(missed.next_run, missed.at));
+    details.extend(next_run(missed.next_run));
     details.push(("Run it now".to_owned(), format!("lamplighter run {job}")));
     details.push(look_closer(job));
     let summary = format!("{what}: {cause}.{}", next_sentence(missed.next_run, missed.at));
@@ -186,8 +186,7 @@ fn failed(subject: &Subject, run: &Settled) -> AlertChange {
     };
     let attempt = match (run.attempt, run.attempts) {
         (n, m) if m > 1 && n >= m => format!(" on its last attempt ({n} of {m})"),
-        // Not worth another attempt: the error says why.
-        (n, m) if m > 1 => format!(" on attempt {n} of {m}, and trying again would not help"),
+        (n, m) if m > 1 => format!(" on attempt {n} of {m}, and no other attempt follows"),
         _ => String::new(),
     };
     let error = run.error.as_deref().map(str::trim).filter(|error| !error.is_empty());
@@ -199,7 +198,7 @@ fn failed(subject: &Subject, run: &Settled) -> AlertChange {
     details.push(("Attempt".to_owned(), format!("{} of {}", run.attempt, run.attempts.max(run.attempt))));
     details.push(("Started".to_owned(), words::instant(run.started_at)));
     details.push(("Ended".to_owned(), words::instant(run.finished_at)));
-    details.extend(next_run(run.next_run, run.finished_at));
+    details.extend(next_run(run.next_run));
     details.push(look_closer(job));
     details.extend(error.map(|error| ("Error".to_owned(), words::cut(error, MAX_ERROR))));
     change(subject, "job_failed", subject.severity, AlertState::Firing, summary, details, run.finished_at)
@@ -311,8 +310,9 @@ fn fingerprint(name: &str, labels: &BTreeMap<String, String>) -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn next_run(next: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<(String, String)> {
-    next.map(|next| ("Next run".to_owned(), words::near(next, now)))
+/// In full, because the message may be read, or delivered, on another day; the summary says it as people do.
+fn next_run(next: Option<DateTime<Utc>>) -> Option<(String, String)> {
+    next.map(|next| ("Next run".to_owned(), words::instant(next)))
 }
 
 fn next_sentence(next: Option<DateTime<Utc>>, now: DateTime<Utc>) -> String {

@@ -138,10 +138,10 @@ impl Room {
 
     /// `*Name*` over the text.
     fn titled(&mut self, name: &str, value: &str, limit: usize) -> String {
+        self.0 = self.0.saturating_sub("**\n".len());
         let title = self.text(name, 80);
-        let frame = title.encode_utf16().count() + 3;
+        let frame = title.encode_utf16().count() + "**\n".len();
         let value = self.text(value.trim(), limit - frame);
-        self.0 = self.0.saturating_sub(3);
         format!("*{title}*\n{value}")
     }
 

@@ -12,7 +12,7 @@ use crate::alerts::notifier::{Delivery, Notifier, NotifyError, Pace};
 
 /// So many messages may be under way or waiting in one lane. More are put back into the outbox, so that a lane that
 /// stands still cannot take up the room of the others.
-const HOLD: usize = 32;
+pub(super) const HOLD: usize = 32;
 /// Messages that were put back return at least this far apart.
 const MIN_SPACING: Duration = Duration::from_millis(250);
 

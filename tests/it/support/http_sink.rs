@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// The server. It ends on drop.
-pub struct HttpSink {
+pub(crate) struct HttpSink {
     address: SocketAddr,
     state: Arc<State>,
     task: JoinHandle<()>,
@@ -26,30 +26,30 @@ struct State {
 
 /// A request that came.
 #[derive(Debug, Clone)]
-pub struct Got {
-    pub method: String,
-    pub path: String,
+pub(crate) struct Got {
+    pub(crate) method: String,
+    pub(crate) path: String,
     /// By lower-case name.
-    pub headers: BTreeMap<String, String>,
-    pub body: Vec<u8>,
-    pub at: Instant,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) at: Instant,
 }
 
 impl Got {
     /// The body as JSON.
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e} in {}", String::from_utf8_lossy(&self.body)))
     }
 
     /// A header, or nothing.
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
 }
 
 /// What to answer.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub(crate) struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
     body: String,
@@ -59,25 +59,25 @@ pub struct Answer {
 
 impl Answer {
     /// A status and a body.
-    pub fn new(status: u16, body: &str) -> Self {
+    pub(crate) fn new(status: u16, body: &str) -> Self {
         Self { status, headers: Vec::new(), body: body.to_owned(), delay: Duration::ZERO, hang_up: false }
     }
 
     /// The connection is closed without an answer.
-    pub fn hang_up() -> Self {
+    pub(crate) fn hang_up() -> Self {
         Self { hang_up: true, ..Self::new(200, "") }
     }
 
     /// With one more header.
     #[must_use]
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
     /// So much later.
     #[must_use]
-    pub fn after(mut self, delay: Duration) -> Self {
+    pub(crate) fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
@@ -85,7 +85,7 @@ impl Answer {
 
 impl HttpSink {
     /// Starts on a free port of 127.0.0.1; answers 200 `ok` until told otherwise.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let script = Mutex::new((VecDeque::new(), Answer::new(200, "ok")));
@@ -103,32 +103,32 @@ impl HttpSink {
     }
 
     /// The server's URL with a path.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// The port.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 
     /// The answer from now on.
-    pub fn answer(&self, answer: Answer) {
+    pub(crate) fn answer(&self, answer: Answer) {
         self.state.script.lock().unwrap().1 = answer;
     }
 
     /// The answer to one request; called several times, to several in order.
-    pub fn answer_once(&self, answer: Answer) {
+    pub(crate) fn answer_once(&self, answer: Answer) {
         self.state.script.lock().unwrap().0.push_back(answer);
     }
 
     /// What came up to now.
-    pub fn got(&self) -> Vec<Got> {
+    pub(crate) fn got(&self) -> Vec<Got> {
         self.state.got.borrow().clone()
     }
 
     /// Waits until `count` requests have come, and returns all.
-    pub async fn wait_for(&self, count: usize) -> Vec<Got> {
+    pub(crate) async fn wait_for(&self, count: usize) -> Vec<Got> {
         let mut got = self.state.got.subscribe();
         let arrived = tokio::time::timeout(Duration::from_secs(15), got.wait_for(|got| got.len() >= count)).await;
         match arrived {
