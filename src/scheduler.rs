@@ -1,6 +1,7 @@
 //! What is due when: the due-list, and the metronome that asks it twice a second. What a slot does is not known here; slots
 //! are handed over in batches, a little ahead of their instant, and whoever takes them starts the work at the exact instant.
 
+mod batch;
 mod due_list;
 mod metronome;
 mod simulate;

@@ -5,6 +5,8 @@
 //!   instant after it, a time that comes twice at the first;
 //! * any other line follows the clock on the wall: what a gap leaves out does not run, what comes twice runs twice.
 
+use std::fmt;
+
 use chrono::{DateTime, MappedLocalTime, NaiveDateTime, TimeDelta, TimeZone, Timelike, Utc};
 use chrono_tz::{GapInfo, Tz};
 use croner::Cron;
@@ -14,11 +16,17 @@ use super::fields::Fields;
 use super::zone;
 
 /// A parsed cron line.
-#[derive(Debug)]
 pub struct CronSpec {
     text: String,
     pub(super) fields: Fields,
     cron: Cron,
+}
+
+impl fmt::Debug for CronSpec {
+    /// The line alone: croner's form of it has thousands of bits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CronSpec").field(&self.text).finish()
+    }
 }
 
 impl CronSpec {

@@ -204,7 +204,8 @@ impl fmt::Display for Field {
                 f.write_str(",")?;
             }
             match *item {
-                Item::Every { step: 1 } => f.write_str("*")?,
+                // In a list, croner does not take a bare `*`.
+                Item::Every { step: 1 } if self.items.len() == 1 => f.write_str("*")?,
                 Item::Every { step } => write!(f, "*/{step}")?,
                 Item::Span { from, to, step: 1 } if from == to => write!(f, "{from}")?,
                 Item::Span { from, to, step: 1 } => write!(f, "{from}-{to}")?,

@@ -4,7 +4,7 @@ mod english;
 
 use std::fmt;
 
-use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+use chrono::{DateTime, MappedLocalTime, NaiveDateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 
 use super::Schedule;
@@ -84,9 +84,9 @@ impl Schedule {
             return left_out.first().filter(|_| fixed).map(|from| SlotNote::Moved { from: *from });
         }
         match slot.with_timezone(tz).naive_local().and_local_timezone(*tz) {
-            chrono::MappedLocalTime::Ambiguous(..) if fixed => Some(SlotNote::FirstOfTwo),
-            chrono::MappedLocalTime::Ambiguous(first, _) if first == slot => Some(SlotNote::FirstPass),
-            chrono::MappedLocalTime::Ambiguous(..) => Some(SlotNote::SecondPass),
+            MappedLocalTime::Ambiguous(..) if fixed => Some(SlotNote::FirstOfTwo),
+            MappedLocalTime::Ambiguous(first, _) if first == slot => Some(SlotNote::FirstPass),
+            MappedLocalTime::Ambiguous(..) => Some(SlotNote::SecondPass),
             _ => None,
         }
     }

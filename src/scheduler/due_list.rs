@@ -8,13 +8,10 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 
+use super::batch::{Batch, LATE, Taken, due};
 use super::{Due, Entry};
 use crate::history::MissedCause;
-use crate::schedule::{CatchUp, MissedSlots, Plan, delta, plan_catch_up};
-
-/// A slot that is taken later than this is caught up by the job's policy instead of just being run; and if nobody asked for
-/// so long, the process was asleep.
-const LATE: TimeDelta = TimeDelta::seconds(5);
+use crate::schedule::{CatchUp, delta, plan_catch_up};
 
 /// The wall clock has jumped when it is off by more than this against the monotonic one.
 const JUMP: TimeDelta = TimeDelta::seconds(1);
@@ -115,65 +112,24 @@ impl DueList {
         if self.draining {
             return Vec::new();
         }
-        let mut due = std::mem::take(&mut self.backlog);
+        let horizon = now + self.lookahead;
+        let mut batch = Batch::new(now, horizon, late_because, std::mem::take(&mut self.backlog));
         let mut not_yet = Vec::new();
-        while let Some((slot, name)) = self.queue.pop_first() {
-            if slot > now + self.lookahead {
-                self.queue.insert((slot, name));
-                break;
-            }
+        while self.queue.first().is_some_and(|(slot, _)| *slot <= horizon) {
+            let Some((slot, name)) = self.queue.pop_first() else { break };
             let (name, job) = self.jobs.remove_entry(&name).expect("what is queued is a job");
             // A pause may end before the slot comes, so it is not judged ahead of time.
             if job.entry.paused && slot > now {
                 not_yet.push((name, job));
                 continue;
             }
-            let already = due.len();
-            let next = self.take_slots(&name, &job.entry, slot, now, late_because, &mut due);
-            let handed = due[already..].iter().filter_map(|due| due.run.last()).max().copied().or(job.handed);
-            self.enqueue(name, Job { next, handed, ..job });
+            let Taken { newest, next } = batch.take(&name, &job.entry, slot);
+            self.enqueue(name, Job { next, handed: newest.or(job.handed), ..job });
         }
         for (name, job) in not_yet {
             self.enqueue(name, job);
         }
-        due
-    }
-
-    /// Takes the slots of one job from `first` up to the look-ahead, and returns the slot after them.
-    fn take_slots(
-        &self,
-        name: &Arc<str>,
-        entry: &Entry,
-        first: DateTime<Utc>,
-        now: DateTime<Utc>,
-        late_because: MissedCause,
-        due: &mut Vec<Due>,
-    ) -> Option<DateTime<Utc>> {
-        let mut next = Some(first);
-        if first <= now {
-            let plan = if entry.paused {
-                plan_catch_up(&entry.schedule, before(first), now, CatchUp::None, entry.window)
-            } else if now - first > LATE {
-                plan_catch_up(&entry.schedule, before(first), now, entry.catch_up, entry.window)
-            } else {
-                slightly_late(entry, first, now)
-            };
-            // One slot that is a moment late is on time: the beat is only twice a second.
-            let on_time = !entry.paused && plan.missed.is_empty() && now - first <= LATE;
-            let cause = if entry.paused { MissedCause::Paused } else { late_because };
-            push(due, name, plan, (!on_time).then_some(cause));
-            next = entry.schedule.next_after(now);
-        }
-        if entry.paused {
-            return next;
-        }
-        let mut ahead = Plan::default();
-        while let Some(slot) = next.filter(|slot| *slot <= now + self.lookahead) {
-            ahead.run.push(slot);
-            next = entry.schedule.next_after(slot);
-        }
-        push(due, name, ahead, None);
-        next
+        batch.due
     }
 
     /// Compares the two clocks with what they showed last, and says why a slot that is late now would be.
@@ -219,7 +175,7 @@ impl DueList {
             false => (entry.catch_up, MissedCause::Down),
         };
         let plan = plan_catch_up(&entry.schedule, last, now, policy, entry.window);
-        push(&mut self.backlog, name, plan, Some(cause));
+        self.backlog.extend(due(name, plan, Some(cause)));
     }
 
     fn enqueue(&mut self, name: Arc<str>, job: Job) {
@@ -231,27 +187,5 @@ impl DueList {
         if let Some(slot) = next {
             self.queue.remove(&(slot, Arc::clone(name)));
         }
-    }
-}
-
-/// Slots that are at most [`LATE`] late: all of them where the job asks for all, else the newest. Without this, a job that
-/// never catches up would lose a slot to every hiccup of the machine.
-fn slightly_late(entry: &Entry, first: DateTime<Utc>, now: DateTime<Utc>) -> Plan {
-    let mut run: Vec<_> = entry.schedule.after(before(first)).take_while(|slot| *slot <= now).collect();
-    let missed = match entry.catch_up {
-        CatchUp::All => Vec::new(),
-        CatchUp::Latest | CatchUp::None => run.drain(..run.len() - 1).map(MissedSlots::one).collect(),
-    };
-    Plan { run, missed }
-}
-
-/// Just before a slot, so that "after" includes it. Slots have whole milliseconds.
-fn before(slot: DateTime<Utc>) -> DateTime<Utc> {
-    slot - TimeDelta::milliseconds(1)
-}
-
-fn push(due: &mut Vec<Due>, job: &Arc<str>, Plan { run, missed }: Plan, cause: Option<MissedCause>) {
-    if !run.is_empty() || !missed.is_empty() {
-        due.push(Due { job: Arc::clone(job), run, missed, cause });
     }
 }

@@ -21,9 +21,9 @@ use uuid::Uuid;
 
 use super::SchedulerError;
 
-/// Silence of this length means that the metronome has died. Ten beats.
-const SILENCE: Duration = Duration::from_secs(5);
+/// How often the beats are counted, and after how many checks without one the metronome is dead: five seconds.
 const CHECK: Duration = Duration::from_millis(500);
+const SILENT_CHECKS: u32 = 10;
 
 /// Calls `beat` every half second until `shutdown`.
 pub(super) async fn run(
@@ -45,7 +45,7 @@ pub(super) async fn run(
         Ok::<_, JobSchedulerError>(metronome)
     };
     let mut metronome = started.await.map_err(|error| SchedulerError::Start(error.to_string()))?;
-    let result = watch(&beats, shutdown).await;
+    let result = watch(&beats, CHECK, shutdown).await;
     // It ends at its next beat; `BeatStore` makes sure that this one is not felt.
     if let Err(error) = metronome.shutdown().await {
         tracing::warn!(error = %error, "the scheduler's metronome did not stop cleanly");
@@ -54,20 +54,21 @@ pub(super) async fn run(
 }
 
 /// Counts checks without a beat rather than time: after the process was stopped for a while, this task may wake up first.
-async fn watch(beats: &AtomicU64, shutdown: &CancellationToken) -> Result<(), SchedulerError> {
-    let mut checks = tokio::time::interval(CHECK);
+async fn watch(beats: &AtomicU64, check: Duration, shutdown: &CancellationToken) -> Result<(), SchedulerError> {
+    let mut checks = tokio::time::interval(check);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut heard, mut silent) = (0, Duration::ZERO);
+    let (mut heard, mut silent) = (0, 0);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             _ = checks.tick() => {}
         }
         let now = beats.load(Ordering::Relaxed);
-        silent = if now == heard { silent + CHECK } else { Duration::ZERO };
+        silent = if now == heard { silent + 1 } else { 0 };
         heard = now;
-        if silent > SILENCE {
-            return Err(SchedulerError::Silent(SILENCE));
+        // The first check comes at once.
+        if silent > SILENT_CHECKS {
+            return Err(SchedulerError::Silent(check * SILENT_CHECKS));
         }
     }
 }
@@ -141,3 +142,15 @@ impl ToCode<Box<JobToRunAsync>> for NoCode {
 }
 
 impl JobCode for NoCode {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_metronome_that_falls_silent_ends_the_run_with_an_error() {
+        let result = watch(&AtomicU64::new(7), Duration::from_millis(5), &CancellationToken::new()).await;
+        let error = result.expect_err("nothing beats");
+        assert!(error.to_string().contains("has been silent for"), "{error}");
+    }
+}

@@ -19,7 +19,7 @@ fn cron(line: &str, tz: Tz) -> Schedule {
 }
 
 fn every(seconds: u64) -> Schedule {
-    Schedule::every(Duration::from_secs(seconds)).unwrap()
+    Schedule::every(Duration::from_secs(seconds)).expect("a second or more")
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn any_instant() -> impl Strategy<Value = DateTime<Utc>> {
     let near = (prop::sample::select(changes.to_vec()), -100_000_i64..100_000);
     prop_oneof![
         4 => near.prop_map(|(change, seconds)| at(change) + TimeDelta::seconds(seconds)),
-        1 => (0_i64..4_000_000_000_000).prop_map(|millis| DateTime::from_timestamp_millis(millis).unwrap()),
+        1 => (0_i64..4_000_000_000_000).prop_map(|millis| DateTime::from_timestamp_millis(millis).expect("it is near")),
     ]
 }
 
