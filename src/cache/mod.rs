@@ -34,10 +34,10 @@ use bytes::Bytes;
 pub const CLAIM_LIMIT: u32 = 1_000;
 
 /// How long [`UploadCache::uploaded`] remembers a key.
-pub(crate) const UPLOADED_FOR: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+const UPLOADED_FOR: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
 /// How long a finished batch cannot be begun again.
-pub(crate) const FINISHED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+const FINISHED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A queue, and the Redis database that holds it and its records.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -246,7 +246,7 @@ pub trait UploadCache: Send + Sync + 'static {
     async fn readings(&self, lease: &Lease) -> Result<Vec<Reading>, CacheError>;
 
     /// Writes the marks of the entries at `start..start + marks.len()` of a reading. The marks before `start` must be there
-    /// already; those after it are replaced.
+    /// already; marks that are written again are replaced.
     async fn append_marks(&self, lease: &Lease, reading: u32, start: u64, marks: &[Mark]) -> Result<(), CacheError>;
 
     /// Marks of a reading for the entries at `start..start + count`; fewer if the reading did not get that far.
@@ -305,6 +305,12 @@ pub struct Produced {
     pub key: String,
     /// The record's value; `None` writes the entry alone.
     pub value: Option<Vec<u8>>,
+}
+
+/// The name of a batch that takes over what `batch` leaves: as old, so that it is recovered as early.
+fn successor_of(batch: &str) -> String {
+    let born = ulid::Ulid::from_string(batch).map(|batch| batch.timestamp_ms()).unwrap_or_default();
+    ulid::Ulid::from_parts(born, fastrand::u128(..)).to_string()
 }
 
 /// A cache that is shared between the parts of the program.

@@ -270,7 +270,7 @@ impl UploadCache for RedisCache {
         let (database, names) = self.of(lease)?;
         let mut successor = String::new();
         if !unsettled.is_empty() {
-            let fresh = successor_of(&lease.batch);
+            let fresh = super::successor_of(&lease.batch);
             let noted = script::CARRY
                 .run(&database, lease, &[&names.lease, &names.state], |command| {
                     command.arg(&fresh);
@@ -354,10 +354,4 @@ fn as_error(answer: &Value) -> Option<&::redis::ServerError> {
 /// Tells a call from every other, so that a script knows one that is sent again because its answer got lost.
 fn call_number() -> String {
     format!("{:016x}", fastrand::u64(..))
-}
-
-/// The name of a batch that takes over what `batch` leaves: as old, so that it is recovered as early.
-fn successor_of(batch: &str) -> String {
-    let born = ulid::Ulid::from_string(batch).map(|batch| batch.timestamp_ms()).unwrap_or_default();
-    ulid::Ulid::from_parts(born, fastrand::u128(..)).to_string()
 }

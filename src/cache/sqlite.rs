@@ -1,4 +1,521 @@
-//! Being written.
+//! The cache in a SQLite file, for where no Redis is configured: demos, first steps, tests. It keeps the same promises.
 
-/// Being written.
-pub struct SqliteCache;
+mod file;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sqlx::Row;
+
+use self::file::{Change, File, millis};
+use super::{
+    AfterUpload, CLAIM_LIMIT, CacheError, Digest, FINISHED_FOR, Inflight, Lease, Mark, Produced, QueueRef, Reading,
+    Released, Stored, UPLOADED_FOR, UploadCache,
+};
+use crate::clock::Clock;
+
+/// The cache in a SQLite file.
+pub struct SqliteCache {
+    file: File,
+}
+
+impl SqliteCache {
+    /// Opens the file, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// [`CacheError::Refused`] if the path cannot be written or holds something else.
+    pub async fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, CacheError> {
+        Ok(Self { file: File::open(path, clock).await? })
+    }
+
+    /// The number of a lease's batch, whoever holds it.
+    async fn batch(&self, lease: &Lease) -> Result<Option<i64>, CacheError> {
+        sqlx::query_scalar("SELECT id FROM batches WHERE database = ? AND queue = ? AND batch = ?")
+            .bind(lease.queue.database)
+            .bind(&lease.queue.queue)
+            .bind(&lease.batch)
+            .fetch_optional(self.file.pool())
+            .await
+            .map_err(|error| self.file.error(&error))
+    }
+}
+
+/// Runs a query and turns its error into ours.
+macro_rules! ask {
+    ($file:expr, $query:expr, $how:ident, $on:expr) => {
+        $query.$how($on).await.map_err(|error| $file.error(&error))?
+    };
+}
+
+#[async_trait]
+impl UploadCache for SqliteCache {
+    async fn ping(&self) -> Result<(), CacheError> {
+        ask!(self.file, sqlx::query("SELECT count(*) FROM batches"), execute, self.file.pool());
+        Ok(())
+    }
+
+    async fn depth(&self, queue: &QueueRef) -> Result<u64, CacheError> {
+        let query = sqlx::query_scalar("SELECT count(*) FROM waiting WHERE database = ? AND queue = ?")
+            .bind(queue.database)
+            .bind(&queue.queue);
+        let depth: i64 = ask!(self.file, query, fetch_one, self.file.pool());
+        Ok(depth.unsigned_abs())
+    }
+
+    async fn peek(&self, queue: &QueueRef, skip: u64, count: u32) -> Result<Vec<Bytes>, CacheError> {
+        let query = sqlx::query_scalar(
+            "SELECT entry FROM waiting WHERE database = ? AND queue = ? ORDER BY number LIMIT ? OFFSET ?",
+        )
+        .bind(queue.database)
+        .bind(&queue.queue)
+        .bind(count)
+        .bind(i64::try_from(skip).unwrap_or(i64::MAX));
+        Ok(entries(ask!(self.file, query, fetch_all, self.file.pool())))
+    }
+
+    async fn inflight(&self, queue: &QueueRef) -> Result<Vec<Inflight>, CacheError> {
+        let query = sqlx::query(
+            "SELECT batch, (SELECT count(*) FROM claimed WHERE batch_id = id), owner IS NOT NULL AND lease_ends > ? \
+             FROM batches WHERE database = ? AND queue = ? AND finished_at IS NULL ORDER BY batch",
+        )
+        .bind(self.file.now())
+        .bind(queue.database)
+        .bind(&queue.queue);
+        let rows = ask!(self.file, query, fetch_all, self.file.pool());
+        let read = |row: &sqlx::sqlite::SqliteRow| -> Result<Inflight, sqlx::Error> {
+            let entries: i64 = row.try_get(1)?;
+            Ok(Inflight { batch: row.try_get(0)?, entries: entries.unsigned_abs(), leased: row.try_get(2)? })
+        };
+        rows.iter().map(|row| read(row).map_err(|error| self.file.error(&error))).collect()
+    }
+
+    async fn claim(&self, lease: &Lease, count: u32) -> Result<Vec<Bytes>, CacheError> {
+        let mut change = self.file.change().await?;
+        let query = sqlx::query("DELETE FROM records WHERE expires_at <= ?").bind(change.now);
+        ask!(self.file, query, execute, &mut *change.tx);
+        let known: bool = ask!(
+            self.file,
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM batches WHERE database = ? AND queue = ? AND batch = ?)")
+                .bind(lease.queue.database)
+                .bind(&lease.queue.queue)
+                .bind(&lease.batch),
+            fetch_one,
+            &mut *change.tx
+        );
+        let held = if known { Some(change.hold(lease).await?) } else { None };
+        let query = sqlx::query_as(
+            "DELETE FROM waiting WHERE number IN \
+             (SELECT number FROM waiting WHERE database = ? AND queue = ? ORDER BY number LIMIT ?) RETURNING number, entry",
+        )
+        .bind(lease.queue.database)
+        .bind(&lease.queue.queue)
+        .bind(count.min(CLAIM_LIMIT));
+        let mut moved: Vec<(i64, Vec<u8>)> = ask!(self.file, query, fetch_all, &mut *change.tx);
+        if moved.is_empty() {
+            change.commit().await?;
+            return Ok(Vec::new());
+        }
+        moved.sort_unstable_by_key(|(number, _)| *number);
+        let batch = match held {
+            Some(batch) => batch,
+            None => insert_batch(&mut change, lease, Some(lease)).await?,
+        };
+        let moved = entries(moved.into_iter().map(|(_, entry)| entry).collect());
+        append_entries(&mut change, batch, &moved).await?;
+        change.commit().await?;
+        Ok(moved)
+    }
+
+    async fn adopt(&self, lease: &Lease) -> Result<bool, CacheError> {
+        let mut change = self.file.change().await?;
+        let query = sqlx::query(
+            "UPDATE batches SET owner = ?, lease_ends = ? WHERE database = ? AND queue = ? AND batch = ? \
+             AND finished_at IS NULL AND (owner IS NULL OR lease_ends <= ?)",
+        )
+        .bind(&lease.owner)
+        .bind(change.now.saturating_add(millis(lease.ttl)))
+        .bind(lease.queue.database)
+        .bind(&lease.queue.queue)
+        .bind(&lease.batch)
+        .bind(change.now);
+        let adopted = ask!(self.file, query, execute, &mut *change.tx).rows_affected() == 1;
+        change.commit().await?;
+        Ok(adopted)
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<(), CacheError> {
+        let mut change = self.file.change().await?;
+        change.hold(lease).await?;
+        change.commit().await
+    }
+
+    async fn release_lease(&self, lease: &Lease) -> Result<(), CacheError> {
+        let mut change = self.file.change().await?;
+        let query = sqlx::query_as(
+            "SELECT id, finished_at IS NOT NULL OR (owner IS NOT NULL AND owner <> ? AND lease_ends > ?) FROM batches \
+             WHERE database = ? AND queue = ? AND batch = ?",
+        )
+        .bind(&lease.owner)
+        .bind(change.now)
+        .bind(lease.queue.database)
+        .bind(&lease.queue.queue)
+        .bind(&lease.batch);
+        let found: Option<(i64, bool)> = ask!(self.file, query, fetch_optional, &mut *change.tx);
+        match found {
+            Some((_, true)) => Err(CacheError::LeaseLost { batch: lease.batch.clone() }),
+            Some((id, false)) => {
+                let query = sqlx::query("UPDATE batches SET owner = NULL, lease_ends = 0 WHERE id = ?").bind(id);
+                ask!(self.file, query, execute, &mut *change.tx);
+                change.commit().await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn entries(&self, lease: &Lease, start: u64, count: u32) -> Result<Vec<Bytes>, CacheError> {
+        let start = i64::try_from(start).unwrap_or(i64::MAX);
+        let query = sqlx::query_scalar(
+            "SELECT entry FROM claimed WHERE batch_id = ? AND position >= ? AND position < ? ORDER BY position",
+        )
+        .bind(self.batch(lease).await?)
+        .bind(start)
+        .bind(start.saturating_add(count.into()));
+        Ok(entries(ask!(self.file, query, fetch_all, self.file.pool())))
+    }
+
+    async fn read(
+        &self,
+        database: u16,
+        keys: &[&str],
+        max_value: u64,
+        max_total: u64,
+    ) -> Result<Vec<Stored>, CacheError> {
+        let (mut stored, mut total, now) = (Vec::with_capacity(keys.len()), 0_u64, self.file.now());
+        let max_value = i64::try_from(max_value).unwrap_or(i64::MAX);
+        for key in keys {
+            let query = sqlx::query_as(
+                "SELECT length(value), iif(length(value) > ?, NULL, value) FROM records \
+                 WHERE database = ? AND key = ? AND expires_at > ?",
+            )
+            .bind(max_value)
+            .bind(database)
+            .bind(*key)
+            .bind(now);
+            let found: Option<(i64, Option<Vec<u8>>)> = ask!(self.file, query, fetch_optional, self.file.pool());
+            let value = match found {
+                None => Stored::Missing,
+                Some((length, None)) => Stored::TooLarge(length.unsigned_abs()),
+                Some((_, Some(value))) => {
+                    total = total.saturating_add(value.len() as u64);
+                    Stored::Value(value.into())
+                }
+            };
+            if total > max_total && !stored.is_empty() {
+                break;
+            }
+            stored.push(value);
+        }
+        Ok(stored)
+    }
+
+    async fn begin_reading(&self, lease: &Lease, note: &str) -> Result<u32, CacheError> {
+        let mut change = self.file.change().await?;
+        let batch = change.hold(lease).await?;
+        let query = sqlx::query_scalar(
+            "INSERT INTO readings (batch_id, number, note) \
+             SELECT ?1, coalesce(max(number), 0) + 1, ?2 FROM readings WHERE batch_id = ?1 RETURNING number",
+        )
+        .bind(batch)
+        .bind(note);
+        let number = ask!(self.file, query, fetch_one, &mut *change.tx);
+        change.commit().await?;
+        Ok(number)
+    }
+
+    async fn readings(&self, lease: &Lease) -> Result<Vec<Reading>, CacheError> {
+        let query = sqlx::query_as("SELECT number, note FROM readings WHERE batch_id = ? ORDER BY number")
+            .bind(self.batch(lease).await?);
+        let rows: Vec<(u32, String)> = ask!(self.file, query, fetch_all, self.file.pool());
+        Ok(rows.into_iter().map(|(number, note)| Reading { number, note }).collect())
+    }
+
+    async fn append_marks(&self, lease: &Lease, reading: u32, start: u64, marks: &[Mark]) -> Result<(), CacheError> {
+        let mut change = self.file.change().await?;
+        let batch = change.hold(lease).await?;
+        let start = i64::try_from(start).unwrap_or(i64::MAX);
+        let query = sqlx::query_scalar("SELECT count(*) FROM marks WHERE batch_id = ? AND reading = ?")
+            .bind(batch)
+            .bind(reading);
+        let there: i64 = ask!(self.file, query, fetch_one, &mut *change.tx);
+        if there < start {
+            return Err(CacheError::Refused {
+                server: self.file.name.clone(),
+                reason: format!("parts of batch {} were written and are gone", lease.batch),
+                cure: "Nobody else may change the file".to_owned(),
+            });
+        }
+        for (position, mark) in (start..).zip(marks) {
+            let mut stored = Vec::with_capacity(Mark::SIZE);
+            mark.write(&mut stored);
+            let query =
+                sqlx::query("INSERT OR REPLACE INTO marks (batch_id, reading, position, mark) VALUES (?, ?, ?, ?)")
+                    .bind(batch)
+                    .bind(reading)
+                    .bind(position)
+                    .bind(stored);
+            ask!(self.file, query, execute, &mut *change.tx);
+        }
+        change.commit().await
+    }
+
+    async fn marks(&self, lease: &Lease, reading: u32, start: u64, count: u32) -> Result<Vec<Mark>, CacheError> {
+        let start = i64::try_from(start).unwrap_or(i64::MAX);
+        let query = sqlx::query_scalar(
+            "SELECT mark FROM marks WHERE batch_id = ? AND reading = ? AND position >= ? AND position < ? \
+             ORDER BY position",
+        )
+        .bind(self.batch(lease).await?)
+        .bind(reading)
+        .bind(start)
+        .bind(start.saturating_add(count.into()));
+        let stored: Vec<Vec<u8>> = ask!(self.file, query, fetch_all, self.file.pool());
+        Ok(stored.iter().flat_map(|mark| Mark::read_all(mark)).collect())
+    }
+
+    async fn bury(&self, lease: &Lease, positions: &[u32]) -> Result<(), CacheError> {
+        let mut change = self.file.change().await?;
+        let batch = change.hold(lease).await?;
+        for position in positions {
+            let query = sqlx::query("INSERT OR IGNORE INTO buried (batch_id, position) VALUES (?, ?)")
+                .bind(batch)
+                .bind(position);
+            ask!(self.file, query, execute, &mut *change.tx);
+        }
+        change.commit().await
+    }
+
+    async fn buried(&self, lease: &Lease) -> Result<Vec<u32>, CacheError> {
+        let query = sqlx::query_scalar("SELECT position FROM buried WHERE batch_id = ? ORDER BY position")
+            .bind(self.batch(lease).await?);
+        Ok(ask!(self.file, query, fetch_all, self.file.pool()))
+    }
+
+    async fn release(
+        &self,
+        lease: &Lease,
+        records: &[(&str, Digest)],
+        after: AfterUpload,
+    ) -> Result<Released, CacheError> {
+        let mut change = self.file.change().await?;
+        change.hold(lease).await?;
+        let mut released = Released::default();
+        for (key, digest) in records {
+            let query = sqlx::query_as(
+                "SELECT value, expires_at FROM records WHERE database = ? AND key = ? AND expires_at > ?",
+            )
+            .bind(lease.queue.database)
+            .bind(*key)
+            .bind(change.now);
+            let found: Option<(Vec<u8>, i64)> = ask!(self.file, query, fetch_optional, &mut *change.tx);
+            match found {
+                None => released.gone += 1,
+                Some((value, _)) if Digest::of(&value) != *digest => released.rewritten += 1,
+                Some((_, expires_at)) => {
+                    settle(&mut change, lease, key, *digest, after, expires_at).await?;
+                    released.done += 1;
+                }
+            }
+        }
+        change.commit().await?;
+        Ok(released)
+    }
+
+    async fn uploaded(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<bool>, CacheError> {
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            let query = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT 1 FROM uploaded WHERE database = ? AND queue = ? AND key = ? AND expires_at > ?)",
+            )
+            .bind(queue.database)
+            .bind(&queue.queue)
+            .bind(*key)
+            .bind(self.file.now());
+            found.push(ask!(self.file, query, fetch_one, self.file.pool()));
+        }
+        Ok(found)
+    }
+
+    async fn sent(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<Option<Digest>>, CacheError> {
+        let mut digests = Vec::with_capacity(keys.len());
+        for key in keys {
+            let query = sqlx::query_scalar(
+                "SELECT digest FROM sent WHERE database = ? AND queue = ? AND key = ? AND expires_at > ?",
+            )
+            .bind(queue.database)
+            .bind(&queue.queue)
+            .bind(*key)
+            .bind(self.file.now());
+            let digest: Option<Vec<u8>> = ask!(self.file, query, fetch_optional, self.file.pool());
+            digests.push(digest.and_then(|digest| digest.try_into().ok()).map(Digest));
+        }
+        Ok(digests)
+    }
+
+    async fn finish(&self, lease: &Lease, unsettled: &[Bytes]) -> Result<(), CacheError> {
+        let mut change = self.file.change().await?;
+        let query = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM batches WHERE database = ? AND queue = ? AND batch = ? AND owner = ? \
+             AND finished_at IS NOT NULL)",
+        )
+        .bind(lease.queue.database)
+        .bind(&lease.queue.queue)
+        .bind(&lease.batch)
+        .bind(&lease.owner);
+        if ask!(self.file, query, fetch_one, &mut *change.tx) {
+            return Ok(());
+        }
+        let batch = change.hold(lease).await?;
+        if !unsettled.is_empty() {
+            let successor = Lease { batch: super::successor_of(&lease.batch), ..lease.clone() };
+            let successor = insert_batch(&mut change, &successor, None).await?;
+            append_entries(&mut change, successor, unsettled).await?;
+        }
+        for query in [
+            sqlx::query("DELETE FROM claimed WHERE batch_id = ?").bind(batch),
+            sqlx::query("DELETE FROM readings WHERE batch_id = ?").bind(batch),
+            sqlx::query("DELETE FROM marks WHERE batch_id = ?").bind(batch),
+            sqlx::query("DELETE FROM buried WHERE batch_id = ?").bind(batch),
+            sqlx::query("UPDATE batches SET finished_at = ? WHERE id = ?").bind(change.now).bind(batch),
+            sqlx::query("DELETE FROM batches WHERE finished_at <= ?").bind(change.now - millis(FINISHED_FOR)),
+            sqlx::query("DELETE FROM uploaded WHERE expires_at <= ?").bind(change.now),
+            sqlx::query("DELETE FROM sent WHERE expires_at <= ?").bind(change.now),
+        ] {
+            ask!(self.file, query, execute, &mut *change.tx);
+        }
+        change.commit().await
+    }
+
+    async fn requeue(
+        &self,
+        queue: &QueueRef,
+        entry: &[u8],
+        key: &str,
+        value: Option<&[u8]>,
+        ttl: Duration,
+    ) -> Result<(), CacheError> {
+        let mut change = self.file.change().await?;
+        if let Some(value) = value {
+            let query = sqlx::query("DELETE FROM records WHERE database = ? AND key = ? AND expires_at <= ?")
+                .bind(queue.database)
+                .bind(key)
+                .bind(change.now);
+            ask!(self.file, query, execute, &mut *change.tx);
+            let query =
+                sqlx::query("INSERT OR IGNORE INTO records (database, key, value, expires_at) VALUES (?, ?, ?, ?)")
+                    .bind(queue.database)
+                    .bind(key)
+                    .bind(value)
+                    .bind(change.now.saturating_add(millis(ttl)));
+            ask!(self.file, query, execute, &mut *change.tx);
+        }
+        push(&mut change, queue, entry).await?;
+        change.commit().await
+    }
+
+    async fn produce(&self, queue: &QueueRef, records: &[Produced], ttl: Duration) -> Result<(), CacheError> {
+        let mut change = self.file.change().await?;
+        for record in records {
+            if let Some(value) = &record.value {
+                let query = sqlx::query(
+                    "INSERT OR REPLACE INTO records (database, key, value, expires_at) VALUES (?, ?, ?, ?)",
+                )
+                .bind(queue.database)
+                .bind(&record.key)
+                .bind(&value[..])
+                .bind(change.now.saturating_add(millis(ttl)));
+                ask!(self.file, query, execute, &mut *change.tx);
+            }
+            push(&mut change, queue, &record.entry).await?;
+        }
+        change.commit().await
+    }
+}
+
+fn entries(stored: Vec<Vec<u8>>) -> Vec<Bytes> {
+    stored.into_iter().map(Bytes::from).collect()
+}
+
+async fn push(change: &mut Change<'_>, queue: &QueueRef, entry: &[u8]) -> Result<(), CacheError> {
+    let query = sqlx::query("INSERT INTO waiting (database, queue, entry) VALUES (?, ?, ?)")
+        .bind(queue.database)
+        .bind(&queue.queue)
+        .bind(entry);
+    ask!(change.file, query, execute, &mut *change.tx);
+    Ok(())
+}
+
+async fn insert_batch(change: &mut Change<'_>, batch: &Lease, holder: Option<&Lease>) -> Result<i64, CacheError> {
+    let query = sqlx::query_scalar(
+        "INSERT INTO batches (database, queue, batch, owner, lease_ends) VALUES (?, ?, ?, ?, ?) RETURNING id",
+    )
+    .bind(batch.queue.database)
+    .bind(&batch.queue.queue)
+    .bind(&batch.batch)
+    .bind(holder.map(|lease| &lease.owner))
+    .bind(holder.map_or(0, |lease| change.now.saturating_add(millis(lease.ttl))));
+    Ok(ask!(change.file, query, fetch_one, &mut *change.tx))
+}
+
+async fn append_entries(change: &mut Change<'_>, batch: i64, entries: &[Bytes]) -> Result<(), CacheError> {
+    let query = sqlx::query_scalar("SELECT count(*) FROM claimed WHERE batch_id = ?").bind(batch);
+    let start: i64 = ask!(change.file, query, fetch_one, &mut *change.tx);
+    for (position, entry) in (start..).zip(entries) {
+        let query = sqlx::query("INSERT INTO claimed (batch_id, position, entry) VALUES (?, ?, ?)")
+            .bind(batch)
+            .bind(position)
+            .bind(&entry[..]);
+        ask!(change.file, query, execute, &mut *change.tx);
+    }
+    Ok(())
+}
+
+/// Deletes a record that still holds what was sent, or remembers that it was sent.
+async fn settle(
+    change: &mut Change<'_>,
+    lease: &Lease,
+    key: &str,
+    digest: Digest,
+    after: AfterUpload,
+    expires_at: i64,
+) -> Result<(), CacheError> {
+    let queue = &lease.queue;
+    match after {
+        AfterUpload::Delete => {
+            let query =
+                sqlx::query("INSERT OR REPLACE INTO uploaded (database, queue, key, expires_at) VALUES (?, ?, ?, ?)")
+                    .bind(queue.database)
+                    .bind(&queue.queue)
+                    .bind(key)
+                    .bind(change.now.saturating_add(millis(UPLOADED_FOR)));
+            ask!(change.file, query, execute, &mut *change.tx);
+            let query =
+                sqlx::query("DELETE FROM records WHERE database = ? AND key = ?").bind(queue.database).bind(key);
+            ask!(change.file, query, execute, &mut *change.tx);
+        }
+        AfterUpload::Keep => {
+            let query = sqlx::query(
+                "INSERT OR REPLACE INTO sent (database, queue, key, digest, expires_at) VALUES (?, ?, ?, ?, ?)",
+            )
+            .bind(queue.database)
+            .bind(&queue.queue)
+            .bind(key)
+            .bind(&digest.0[..])
+            .bind(expires_at);
+            ask!(change.file, query, execute, &mut *change.tx);
+        }
+    }
+    Ok(())
+}

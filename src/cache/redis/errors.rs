@@ -10,9 +10,6 @@ use crate::cache::CacheError;
 pub(super) fn from_client(server: &str, error: &RedisError) -> CacheError {
     let said = error.to_string();
     match error.kind() {
-        ErrorKind::AuthenticationFailed | ErrorKind::Server(_) | ErrorKind::Extension => {
-            classify(server, error.code().unwrap_or_default(), &said)
-        }
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => not_a_redis(server, &said),
         ErrorKind::Io if io_kind(error) == Some(io::ErrorKind::InvalidData) => CacheError::Refused {
             server: server.to_owned(),
@@ -25,7 +22,6 @@ pub(super) fn from_client(server: &str, error: &RedisError) -> CacheError {
             let reason = if error.is_timeout() { "no answer in time".to_owned() } else { said };
             CacheError::Unreachable { server: server.to_owned(), reason }
         }
-        // The remaining kinds are settings that the client does not accept, among them SELECT's refusal.
         _ => classify(server, error.code().unwrap_or_default(), &said),
     }
 }
@@ -63,7 +59,7 @@ pub(super) fn vanished(server: &str, what: &str) -> CacheError {
 fn classify(server: &str, code: &str, said: &str) -> CacheError {
     let (server, reason) = (server.to_owned(), first_words(said));
     let has = |word: &str| said.contains(word);
-    if ["WRONGPASS", "NOAUTH"].contains(&code) || has("WRONGPASS") || has("NOAUTH") || has("invalid password") {
+    if ["WRONGPASS", "NOAUTH"].contains(&code) || has("invalid password") {
         let cure = "Check user and password in REDIS_URL (or REDIS_PASSWORD)".to_owned();
         CacheError::Refused { server, reason, cure }
     } else if code == "NOPERM" || has("NOPERM") {
@@ -74,7 +70,7 @@ fn classify(server: &str, code: &str, said: &str) -> CacheError {
     } else if has("without any password configured") {
         let cure = "This Redis wants no password: take it out of REDIS_URL and unset REDIS_PASSWORD".to_owned();
         CacheError::Refused { server, reason, cure }
-    } else if has("DB index is out of range") || has("refused to switch database") || has("SELECT is not allowed") {
+    } else if has("DB index is out of range") || has("SELECT is not allowed") {
         let number = server.rsplit('/').next().unwrap_or_default();
         let reason = format!("this Redis has no database {number}: {reason}");
         let cure = "Set `database` in [datasets.…] to one that it has, or raise `databases` in redis.conf".to_owned();

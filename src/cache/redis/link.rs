@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisError, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    RedisConnectionInfo, RedisError, Value, cmd,
 };
 use secrecy::ExposeSecret;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -37,6 +38,8 @@ pub(super) struct Database {
     /// Host, port and database; what errors call it.
     pub(super) server: String,
     client: Client,
+    /// What a new connection says first.
+    greeting: Vec<Cmd>,
     config: AsyncConnectionConfig,
     patience: Duration,
     shared: tokio::sync::Mutex<Shared>,
@@ -89,11 +92,10 @@ impl Link {
             _ => "REDIS_URL".to_owned(),
         };
         let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let redis = info.redis_settings().clone().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.connect_timeout))
             .set_response_timeout(Some(settings.response_timeout));
-        let info = info.set_tcp_settings(tcp).set_redis_settings(redis);
+        let info = info.set_tcp_settings(tcp);
         Ok(Self { info, config, address, patience: settings.connect_timeout, databases: Mutex::default() })
     }
 
@@ -113,12 +115,27 @@ impl Link {
             return Ok(Arc::clone(database));
         }
         let server = format!("{}/{number}", self.address);
-        let redis = self.info.redis_settings().clone().set_db(i64::from(number));
-        let client = Client::open(self.info.clone().set_redis_settings(redis))
+        // We say AUTH and SELECT ourselves: the client keeps Redis's reasons to itself, so that "too many clients" would
+        // look like a wrong password.
+        let silent = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let client = Client::open(self.info.clone().set_redis_settings(silent))
             .map_err(|error| errors::from_client(&server, &error))?;
+        let mut greeting = Vec::new();
+        if let Some(password) = self.info.redis_settings().password() {
+            let mut auth = cmd("AUTH");
+            auth.arg(self.info.redis_settings().username()).arg(password);
+            greeting.push(auth);
+        }
+        if number != 0 {
+            let mut select = cmd("SELECT");
+            select.arg(number);
+            greeting.push(select);
+        }
+        greeting.push(cmd("PING"));
         let database = Arc::new(Database {
             server,
             client,
+            greeting,
             config: self.config.clone(),
             patience: self.patience,
             shared: tokio::sync::Mutex::default(),
@@ -231,13 +248,18 @@ impl Database {
     async fn connect(&self) -> Result<MultiplexedConnection, CacheError> {
         let made = self.client.get_multiplexed_async_connection_with_config(&self.config).await;
         let mut connection = made.map_err(|error| errors::from_client(&self.server, &error))?;
-        // A Redis that still loads its data, wants a password, or is no Redis at all says so here.
-        match connection.send_packed_command(&::redis::cmd("PING")).await {
-            Ok(Value::SimpleString(pong)) if pong == "PONG" => Ok(connection),
-            Ok(Value::ServerError(error)) => Err(errors::from_server(&self.server, &error)),
-            Ok(other) => Err(errors::not_a_redis(&self.server, &format!("{other:?}"))),
-            Err(error) => Err(errors::from_client(&self.server, &error)),
+        // A Redis that wants another password, has no such database, still loads its data, or is no Redis at all says so here.
+        // One by one: the client tells what it could not read only where it was one command that was asked.
+        for command in &self.greeting {
+            match connection.send_packed_command(command).await {
+                Ok(Value::Okay) => {}
+                Ok(Value::SimpleString(pong)) if pong == "PONG" => {}
+                Ok(Value::ServerError(error)) => return Err(errors::from_server(&self.server, &error)),
+                Ok(other) => return Err(errors::not_a_redis(&self.server, &format!("{other:?}"))),
+                Err(error) => return Err(errors::from_client(&self.server, &error)),
+            }
         }
+        Ok(connection)
     }
 }
 
