@@ -116,7 +116,8 @@ impl Upload {
                     let reason = format!("the session lost its place: {} of {end} bytes were sent", self.sent);
                     return Err(self.rest.unavailable(&self.doing(), reason, None));
                 }
-                Err(trouble) if trouble.is_passing() => {
+                // A session that is gone stays gone, whatever reason comes with it.
+                Err(trouble) if trouble.is_passing() && trouble.status() != Some(StatusCode::GONE) => {
                     tracing::debug!(load = self.job_id, ?trouble, "a chunk is in doubt");
                     let Some(wait) = self.rest.wait(&trouble, waits.next()) else { return Err(self.failed(trouble)) };
                     tokio::time::sleep(wait).await;

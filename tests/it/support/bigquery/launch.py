@@ -254,4 +254,6 @@ threading.Thread(target=end_with_our_starter, daemon=True).start()
 database.connection()  # Fails here, rather than in the first request, when an extension is missing.
 listener = socket.socket()
 listener.bind(("127.0.0.1", 0))
-Server(uvicorn.Config(Faults(app), log_level="warning")).run(sockets=[listener])
+# Tests pause for longer than the usual five seconds between requests, and a closed connection would be one fault too many.
+configuration = uvicorn.Config(Faults(app), log_level="warning", timeout_keep_alive=600)
+Server(configuration).run(sockets=[listener])
