@@ -10,13 +10,14 @@
 //! | [`runner`] | one run from claim to alert |
 //! | [`jobs`], [`alerts`] | the job kinds; what people are told |
 //! | [`history`], [`warehouse`], [`cache`] | runs and dead letters; where uploads land; what producers filled |
-//! | [`clock`], [`schedule`], [`units`] | time, cron semantics, durations and sizes |
+//! | [`clock`], [`schedule`], [`units`], `document` | time, cron semantics, durations and sizes, TOML with places |
 
 pub mod alerts;
 pub mod app;
 pub mod cache;
 pub mod cli;
 pub mod clock;
+pub(crate) mod document;
 pub mod history;
 pub mod jobs;
 pub mod runner;

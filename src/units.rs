@@ -148,6 +148,10 @@ impl<'de> Deserialize<'de> for Size {
 
 /// The choice that `word` was probably meant to be, if one is near enough.
 pub fn nearest<'a>(word: &str, choices: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // The comparison takes time and memory by the product of both lengths, and no word of ours is this long.
+    if word.len() > 64 {
+        return None;
+    }
     let word = word.to_ascii_lowercase();
     choices
         .into_iter()
@@ -188,5 +192,6 @@ mod tests {
     fn a_misspelt_word_finds_its_neighbour() {
         assert_eq!(nearest("uplaod", ["upload", "threshold"]), Some("upload"));
         assert_eq!(nearest("banana", ["upload", "threshold"]), None);
+        assert_eq!(nearest(&"upload".repeat(200_000), ["upload"]), None);
     }
 }

@@ -1,8 +1,10 @@
 //! Datasets: which records of the cache belong to which table of the warehouse, and in what shape.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 
 use crate::cache::{AfterUpload, QueueRef};
 use crate::units::{Size, Span};
@@ -19,6 +21,7 @@ pub struct Dataset {
     #[serde(default)]
     pub database: u16,
     /// The queue's name. Several datasets may share a queue; `keys` tells their records apart.
+    #[serde(deserialize_with = "name")]
     pub queue: String,
     /// The form of the keys, such as `tx:{id}`.
     pub keys: KeyPattern,
@@ -27,10 +30,10 @@ pub struct Dataset {
     /// One JSON column for the record, or one column for each field.
     pub layout: Layout,
     /// The record's field with its time: the partition column. For layout `json` it becomes `_timestamp`.
-    #[serde(default = "timestamp_field")]
+    #[serde(default = "timestamp_field", deserialize_with = "name")]
     pub timestamp_field: String,
     /// Columns that a table created by us is clustered by: at most four.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "cluster_columns")]
     pub cluster_by: Vec<String>,
     /// Whether a table created by us demands a partition filter in queries.
     #[serde(default)]
@@ -42,10 +45,10 @@ pub struct Dataset {
     #[serde(default)]
     pub non_finite: NonFinite,
     /// Records above this size become dead letters and stay where they are. BigQuery's limit for a row is 100 MB.
-    #[serde(default = "max_record_size")]
+    #[serde(default = "max_record_size", deserialize_with = "record_size")]
     pub max_record_size: Size,
     /// How long a record lives when a dead letter is put back.
-    #[serde(default = "ttl")]
+    #[serde(default = "ttl", deserialize_with = "lifetime")]
     pub ttl: Span,
 }
 
@@ -58,7 +61,7 @@ fn max_record_size() -> Size {
 }
 
 fn ttl() -> Span {
-    Span(std::time::Duration::from_secs(7 * 86_400))
+    Span(Duration::from_secs(7 * 86_400))
 }
 
 impl Dataset {
@@ -66,6 +69,78 @@ impl Dataset {
     pub fn queue_ref(&self) -> QueueRef {
         QueueRef { database: self.database, queue: self.queue.clone() }
     }
+
+    /// Checks what one key alone cannot show: one sentence for each mistake, as (key, sentence).
+    pub(crate) fn validate(&self) -> Option<(&'static str, String)> {
+        let there = |column: &String| ["_timestamp", "_ingestion_timestamp"].contains(&column.as_str());
+        if self.layout == Layout::Columns || self.cluster_by.iter().all(there) {
+            return None;
+        }
+        let sentence = "layout \"json\" has only the columns `_timestamp` and `_ingestion_timestamp` to cluster by";
+        Some(("cluster_by", sentence.to_owned()))
+    }
+
+    /// Why this dataset and an earlier one cannot both be there, if so: the key to blame, and a sentence.
+    pub(crate) fn clash(&self, name: &str, earlier: &Self) -> Option<(&'static str, String)> {
+        let differs = self.table == earlier.table && self.layout != earlier.layout;
+        differs.then(|| ("layout", format!("dataset `{name}` puts another layout into the same table")))
+    }
+}
+
+/// Where a dataset's records are: what must tell datasets apart. Read on its own, so that other mistakes do not hide a clash.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Place {
+    #[serde(default)]
+    database: u16,
+    queue: String,
+    keys: KeyPattern,
+}
+
+impl Place {
+    /// Whether nothing tells the records of both apart.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let same_form = (&self.keys.prefix, &self.keys.suffix) == (&other.keys.prefix, &other.keys.suffix);
+        (self.database, &self.queue) == (other.database, &other.queue) && same_form
+    }
+}
+
+/// Columns that BigQuery clusters a table by.
+const MOST_CLUSTER_COLUMNS: usize = 4;
+
+/// BigQuery's limit for one row of a load.
+const LARGEST_ROW: Size = Size(100_000_000);
+
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    if name.is_empty() { Err(D::Error::custom("it has a name; it cannot be empty")) } else { Ok(name) }
+}
+
+fn cluster_columns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let columns = Vec::<String>::deserialize(deserializer)?;
+    if columns.len() > MOST_CLUSTER_COLUMNS {
+        let found = columns.len();
+        return Err(D::Error::custom(format!("{found} columns; BigQuery clusters by {MOST_CLUSTER_COLUMNS} at most")));
+    }
+    if columns.iter().enumerate().any(|(position, column)| columns[..position].contains(column)) {
+        return Err(D::Error::custom("the same column is named twice"));
+    }
+    Ok(columns)
+}
+
+fn record_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
+    let size = Size::deserialize(deserializer)?;
+    if size.0 == 0 || size > LARGEST_ROW {
+        return Err(D::Error::custom(format!("{size}; it must be from 1 B to {LARGEST_ROW}, BigQuery's largest row")));
+    }
+    Ok(size)
+}
+
+fn lifetime<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+    let span = Span::deserialize(deserializer)?;
+    if span.0 < Duration::from_secs(1) || span.0 > Duration::from_secs(3_650 * 86_400) {
+        return Err(D::Error::custom(format!("{span}; a record lives for 1s to 3650d")));
+    }
+    Ok(span)
 }
 
 /// How a record becomes a row.
@@ -131,7 +206,7 @@ impl KeyPattern {
 }
 
 impl<'de> Deserialize<'de> for KeyPattern {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }

@@ -31,6 +31,23 @@ pub trait JobKind: DeserializeOwned + Send + Sync + 'static {
 
     /// Does the work once. Must be safe to run twice, and may be dropped at any await when its time is up.
     fn run(&self, ctx: &JobContext) -> impl Future<Output = Result<Outcome, JobError>> + Send;
+
+    /// What [`JobKind::run`] would do now, without touching anything. `None`: this kind cannot tell.
+    fn plan(&self, ctx: &JobContext) -> impl Future<Output = Result<Option<Plan>, JobError>> + Send {
+        let _ = ctx;
+        async { Ok(None) }
+    }
+}
+
+/// What a run would do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// For people, line by line.
+    pub lines: Vec<String>,
+    /// The same for programs.
+    pub json: serde_json::Value,
+    /// Whether a run would meet trouble.
+    pub trouble: bool,
 }
 
 /// What a run is given.

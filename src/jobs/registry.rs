@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::datasets::Datasets;
-use super::kind::{JobContext, JobError, JobKind, Outcome};
+use super::kind::{JobContext, JobError, JobKind, Outcome, Plan};
+use super::spec::COMMON_KEYS;
+use crate::document::{Fault, Reading, Scope, What, keys_of};
 
 /// A [`JobKind`] with its type forgotten.
 pub trait Job: Send + Sync {
@@ -22,6 +24,9 @@ pub trait Job: Send + Sync {
 
     /// Does the work once.
     fn run<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Result<Outcome, JobError>>;
+
+    /// See [`JobKind::plan`].
+    fn plan<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Result<Option<Plan>, JobError>>;
 }
 
 impl<K: JobKind> Job for K {
@@ -40,18 +45,103 @@ impl<K: JobKind> Job for K {
     fn run<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Result<Outcome, JobError>> {
         Box::pin(JobKind::run(self, ctx))
     }
+
+    fn plan<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Result<Option<Plan>, JobError>> {
+        Box::pin(JobKind::plan(self, ctx))
+    }
 }
 
-/// The kinds that are known. Being written.
+/// Reads the kind's own keys of a job's table.
+type Read = fn(&Reading<'_>) -> Result<Arc<dyn Job>, Vec<Fault>>;
+
+/// The kinds that are known.
 #[derive(Default)]
 pub struct Registry {
-    kinds: BTreeMap<&'static str, Arc<dyn Fn(toml::Value) -> Result<Arc<dyn Job>, String> + Send + Sync>>,
+    kinds: BTreeMap<&'static str, Read>,
 }
 
 impl Registry {
     /// Adds a kind.
+    ///
+    /// # Panics
+    /// If the kind is there already, or if one of its keys belongs to every job: a mistake in the program, not in a file.
+    #[must_use]
     pub fn with<K: JobKind>(mut self) -> Self {
-        self.kinds.insert(K::KIND, Arc::new(|value| Ok(Arc::new(value.try_into::<K>().map_err(|e| e.to_string())?))));
+        let taken = keys_of::<K>().iter().find(|key| COMMON_KEYS.contains(key));
+        assert!(taken.is_none(), "job kind {:?} has a key {taken:?}, which every job has", K::KIND);
+        let read: Read = |table| {
+            let job = table.read::<K>(Scope::Except(COMMON_KEYS))?;
+            Ok(Arc::new(job))
+        };
+        assert!(self.kinds.insert(K::KIND, read).is_none(), "job kind {:?} is registered twice", K::KIND);
         self
+    }
+
+    /// The kinds' words, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.kinds.keys().copied()
+    }
+
+    /// Reads what the kind that the table names has to say of it.
+    pub(super) fn read(&self, table: &Reading<'_>) -> Result<Arc<dyn Job>, Vec<Fault>> {
+        let Some(kind) = table.table.get("kind") else {
+            return Err(vec![Fault::at(table.path.clone(), What::MissingKey("kind"))]);
+        };
+        let path = table.path.key("kind");
+        let Some(word) = kind.node.text() else {
+            let (found, expected) = (kind.node.sort().to_owned(), "text in quotes".to_owned());
+            return Err(vec![Fault::at(path, What::WrongType { found, expected })]);
+        };
+        match self.kinds.get(word.value.as_str()) {
+            Some(read) => read(table),
+            None => {
+                let choices = self.names().map(str::to_owned).collect();
+                Err(vec![Fault::at(path, What::NotAChoice { found: word.shown().to_owned(), choices })])
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Nothing {}
+
+    impl JobKind for Nothing {
+        const KIND: &'static str = "nothing";
+
+        async fn run(&self, _: &JobContext) -> Result<Outcome, JobError> {
+            Ok(Outcome::Skipped("there is nothing to do".to_owned()))
+        }
+    }
+
+    #[derive(Deserialize)]
+    struct Greedy {
+        #[expect(dead_code, reason = "only its name matters")]
+        timeout: u32,
+    }
+
+    impl JobKind for Greedy {
+        const KIND: &'static str = "greedy";
+
+        async fn run(&self, _: &JobContext) -> Result<Outcome, JobError> {
+            Ok(Outcome::Skipped("there is nothing to do".to_owned()))
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "job kind \"nothing\" is registered twice")]
+    fn a_kind_that_is_registered_twice_stops_the_start_with_its_name() {
+        let _ = Registry::default().with::<Nothing>().with::<Nothing>();
+    }
+
+    #[test]
+    #[should_panic(expected = "job kind \"greedy\" has a key Some(\"timeout\"), which every job has")]
+    fn a_kind_cannot_use_a_key_that_every_job_has() {
+        let _ = Registry::default().with::<Greedy>();
     }
 }

@@ -1,14 +1,26 @@
 //! A `[jobs.NAME]` table: what every job has, whatever its kind.
 
+mod keys;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::registry::Job;
+pub(crate) use self::keys::Defaults;
+use self::keys::{JobKeys, Zone};
+use super::datasets::Datasets;
+use super::registry::{Job, Registry};
+use crate::document::{Fault, Reading, Scope, What};
 use crate::history::Severity;
 pub use crate::schedule::CatchUp;
 use crate::schedule::Schedule;
+
+/// The keys that every `[jobs.NAME]` table may have, whatever its kind. A kind cannot use them for itself.
+pub(super) const COMMON_KEYS: &[&str] = &[
+    "kind", "schedule", "every", "timezone", "timeout", "retry", "overlap", "catch_up", "catch_up_window", "on_crash",
+    "when_db_down", "notify", "severity", "paused",
+];
 
 /// A job, checked and ready to run.
 #[derive(Clone)]
@@ -39,6 +51,63 @@ pub struct JobSpec {
     pub paused: bool,
     /// The kind with its parameters.
     pub job: Arc<dyn Job>,
+}
+
+impl JobSpec {
+    /// Reads a `[jobs.NAME]` table. `notify` is who is told where neither the job nor `[defaults]` says so.
+    pub(crate) fn read(
+        name: &str,
+        table: &Reading<'_>,
+        defaults: &Defaults,
+        kinds: &Registry,
+        datasets: &Datasets,
+        notify: &[String],
+    ) -> Result<Self, Vec<Fault>> {
+        let mut faults = Vec::new();
+        let keys = table.read::<JobKeys>(Scope::Known).map_err(|found| faults.extend(found)).ok();
+        let job = kinds.read(table).map_err(|found| faults.extend(found)).ok();
+        if let Some(job) = &job {
+            let sentences = job.validate(datasets).into_iter();
+            faults.extend(sentences.map(|(key, sentence)| Fault::said(table.path.key(key), sentence)));
+        }
+        if table.table.contains_key("schedule") && table.table.contains_key("every") {
+            let sentence = "a job has either `schedule` (a cron line) or `every` (a period), not both";
+            faults.push(Fault::said(table.path.key("every"), sentence));
+        }
+        let (Some(keys), Some(job), true) = (keys, job, faults.is_empty()) else { return Err(faults) };
+
+        let Zone(tz) = keys.timezone.or(defaults.timezone).unwrap_or(Zone(chrono_tz::Tz::UTC));
+        let schedule = match (keys.schedule, keys.every) {
+            (Some(line), _) => Some(Schedule::cron(&line.0, tz).map_err(|sentence| {
+                let hidden = table.table["schedule"].node.hides();
+                let sentence = if hidden { format!("this cron line is refused in {tz}") } else { sentence };
+                vec![Fault::at(table.path.key("schedule"), What::Said(sentence))]
+            })?),
+            (None, Some(period)) => Some(period.0),
+            (None, None) => None,
+        };
+        let retry = keys.retry.over(defaults.retry);
+        if retry.backoff > retry.max_backoff {
+            let sentence = "`retry.backoff` is longer than `retry.max_backoff` (which is 5m where nothing is written)";
+            return Err(vec![Fault::said(table.path.key("retry"), sentence)]);
+        }
+        let day = Duration::from_secs(86_400);
+        Ok(Self {
+            name: name.to_owned(),
+            schedule,
+            timeout: keys.timeout.or(defaults.timeout).map_or_else(|| job.default_timeout(), |timeout| timeout.0),
+            retry,
+            overlap: keys.overlap.or(defaults.overlap).unwrap_or_default(),
+            catch_up: keys.catch_up.or(defaults.catch_up).unwrap_or_default(),
+            catch_up_window: keys.catch_up_window.or(defaults.catch_up_window).map_or(day, |window| window.0),
+            on_crash: keys.on_crash.or(defaults.on_crash).unwrap_or_default(),
+            when_db_down: keys.when_db_down.or(defaults.when_db_down).unwrap_or_default(),
+            notify: keys.notify.or_else(|| defaults.notify.clone()).unwrap_or_else(|| notify.to_vec()),
+            severity: keys.severity.or(defaults.severity).unwrap_or(Severity::Warning),
+            paused: keys.paused,
+            job,
+        })
+    }
 }
 
 /// How often and how fast a failed run is tried again.

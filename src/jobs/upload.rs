@@ -1,20 +1,248 @@
-//! Being written.
+//! `kind = "upload"`: drains upload queues into warehouse tables, exactly once.
+//!
+//! The protocol, its keys and its crash table are in docs/upload.md. In short: leftovers of dead processes first
+//! ([`batch`]), then batch after batch: entries are claimed and their records read, encoded and sent in one pass
+//! ([`reading`]), and once the warehouse says that the load is done, the records are released ([`acknowledge`]). While one
+//! batch waits for the warehouse, the next is read.
+
+mod acknowledge;
+mod batch;
+mod entry;
+mod failpoint;
+mod gzip;
+mod isolate;
+mod patience;
+mod plan;
+mod reading;
+mod record;
+mod run;
+mod shape;
+mod source;
+mod table;
+mod timestamp;
+mod values;
+mod work;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::task::JoinSet;
 
-use super::kind::{JobContext, JobError, JobKind, Outcome};
+use self::batch::Batch;
+use self::run::{Limits, Run, Tally, UploadError};
+use super::datasets::Datasets;
+use super::kind::{JobContext, JobError, JobKind, Outcome, Plan};
+use crate::units::Span;
 
+/// Batches that may wait for the warehouse at once, besides the one that is being read.
+const WAITING: usize = 4;
+
+/// Drains the queues of its datasets.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Upload {
-    #[expect(dead_code, reason = "being written")]
     datasets: Vec<String>,
+    #[serde(default)]
+    batch: Limits,
+    /// How long a dead process keeps a batch from being taken over.
+    #[serde(default = "lease")]
+    lease: Span,
+}
+
+fn lease() -> Span {
+    Span(Duration::from_secs(30))
 }
 
 impl JobKind for Upload {
     const KIND: &'static str = "upload";
+    const TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 
-    async fn run(&self, _ctx: &JobContext) -> Result<Outcome, JobError> {
-        Ok(Outcome::Skipped("being written".to_owned()))
+    fn validate(&self, datasets: &Datasets) -> Vec<(&'static str, String)> {
+        let mut mistakes = Vec::new();
+        if self.datasets.is_empty() {
+            mistakes.push(("datasets", "names no dataset; name at least one of [datasets]".to_owned()));
+        }
+        for (at, name) in self.datasets.iter().enumerate() {
+            if !datasets.contains_key(name) {
+                let near = crate::units::nearest(name, datasets.keys().map(String::as_str));
+                let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+                let known: Vec<&str> = datasets.keys().map(String::as_str).collect();
+                mistakes
+                    .push(("datasets", format!("no dataset is called {name:?}{hint} There are: {}", known.join(", "))));
+            } else if self.datasets[..at].contains(name) {
+                mistakes.push(("datasets", format!("names {name:?} twice")));
+            }
+        }
+        let named: Vec<_> = self.datasets.iter().filter_map(|name| datasets.get(name)).collect();
+        for (name, dataset) in datasets {
+            let shared = named.iter().any(|other| other.queue_ref() == dataset.queue_ref());
+            if shared && !self.datasets.contains(name) {
+                let why = "a job that drains a queue must name every dataset of it, or their records would become dead letters";
+                mistakes.push((
+                    "datasets",
+                    format!("leaves out {name:?}, which shares the queue {}; {why}", dataset.queue_ref()),
+                ));
+            }
+        }
+        if !(1..=500_000).contains(&self.batch.max_rows) {
+            mistakes.push(("batch", format!("max_rows = {} should be from 1 to 500000", self.batch.max_rows)));
+        }
+        if self.batch.max_bytes.0 == 0 {
+            mistakes.push(("batch", "max_bytes should be more than 0".to_owned()));
+        }
+        if self.lease.0 < Duration::from_secs(1) {
+            mistakes.push(("lease", format!("{} is too short; at least 1s", self.lease)));
+        }
+        mistakes
     }
+
+    async fn run(&self, ctx: &JobContext) -> Result<Outcome, JobError> {
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let result = self.drain_all(ctx, &tally).await;
+        let tally = tally.lock().expect("nobody panics while holding the tally");
+        let (findings, rows) = (tally.findings(), Some(tally.rows()));
+        match result {
+            Err(error) if error.is_passing() => Err(JobError::passing(anyhow::Error::new(error)).after(findings, rows)),
+            Err(error) => Err(JobError::permanent(anyhow::Error::new(error)).after(findings, rows)),
+            Ok(()) if ctx.stopping.is_cancelled() => {
+                let error = anyhow::anyhow!("stopped early because the daemon is stopping; what is left stays queued");
+                Err(JobError::passing(error).after(findings, rows))
+            }
+            Ok(()) => match &tally.letters_error {
+                Some(reason) => {
+                    let entries = tally.unsettled;
+                    let error = anyhow::anyhow!(
+                        "{entries} entries stay in flight, because dead letters cannot be kept: {reason}"
+                    );
+                    Err(JobError::passing(error).after(findings, rows))
+                }
+                None => Ok(Outcome::Done { findings, rows }),
+            },
+        }
+    }
+
+    async fn plan(&self, ctx: &JobContext) -> Result<Option<Plan>, JobError> {
+        plan::plan(&self.runs(ctx, &Arc::default())).await.map(Some)
+    }
+}
+
+impl Upload {
+    /// One [`Run`] for each queue.
+    fn runs(&self, ctx: &JobContext, tally: &Arc<Mutex<Tally>>) -> Vec<Arc<Run>> {
+        let queues = run::queues(&self.datasets, &ctx.datasets).into_iter();
+        queues
+            .map(|(queue, tables)| {
+                Arc::new(Run::new(ctx.clone(), queue, tables, self.batch, self.lease, Arc::clone(tally)))
+            })
+            .collect()
+    }
+
+    async fn drain_all(&self, ctx: &JobContext, tally: &Arc<Mutex<Tally>>) -> Result<(), UploadError> {
+        let runs = self.runs(ctx, tally);
+        let mut total = 0;
+        for run in &runs {
+            total += run.depth().await?;
+        }
+        tally.lock().expect("nobody panics while holding the tally").progress.total = total;
+        // A queue that fails does not keep the others from being drained.
+        let mut first_error = None;
+        for run in &runs {
+            if let Err(error) = drain(run).await {
+                tracing::error!(%error, queue = %run.queue, "the queue could not be drained");
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+}
+
+/// Drains one queue: what dead processes left, then what waits, then what other processes left meanwhile.
+async fn drain(run: &Arc<Run>) -> Result<(), UploadError> {
+    recover(run, false).await?;
+    let mut waiting: JoinSet<Result<(), UploadError>> = JoinSet::new();
+    let mut result = Ok(());
+    while result.is_ok() && !run.ctx.stopping.is_cancelled() {
+        if waiting.len() > WAITING {
+            result = next(&mut waiting).await;
+            continue;
+        }
+        match Batch::claim(run).await {
+            Ok(None) => break,
+            Ok(Some((batch, sent))) => {
+                waiting.spawn(batch.settle(Some(sent)));
+            }
+            Err(error) => result = Err(error),
+        }
+    }
+    while !waiting.is_empty() {
+        let finished = next(&mut waiting).await;
+        result = result.and(finished);
+    }
+    result?;
+    if run.ctx.stopping.is_cancelled() { Ok(()) } else { recover(run, true).await }
+}
+
+async fn next(waiting: &mut JoinSet<Result<(), UploadError>>) -> Result<(), UploadError> {
+    match waiting.join_next().await {
+        Some(Ok(result)) => result,
+        Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+        None => Ok(()),
+    }
+}
+
+/// Puts a dead letter back into its queue, so that the next upload tries it again. The letter itself is dropped by the
+/// caller, afterwards: a crash between the two tries the record twice, and the upload sends it once.
+///
+/// # Errors
+/// The cache cannot be reached or refuses.
+pub async fn retry_dead_letter(
+    cache: &crate::cache::SharedCache,
+    datasets: &Datasets,
+    letter: &crate::history::DeadLetter,
+) -> Result<(), crate::cache::CacheError> {
+    let queue = crate::cache::QueueRef { database: letter.database, queue: letter.queue.clone() };
+    let ttl = datasets.get(&letter.dataset).map_or(Span(Duration::from_secs(7 * 86_400)), |dataset| dataset.ttl).0;
+    let body = letter.body.as_deref();
+    patience::cache(|| cache.requeue(&queue, &letter.entry, &letter.key, body, ttl)).await
+}
+
+/// Finishes batches that dead processes left. `patiently`: waits once for leases that may belong to the dead; those that
+/// are still held after that have a living owner.
+async fn recover(run: &Arc<Run>, patiently: bool) -> Result<(), UploadError> {
+    let cache = &run.ctx.cache;
+    let left = patience::cache(|| cache.inflight(&run.queue)).await?;
+    let (dead, mut held): (Vec<_>, Vec<_>) = left.into_iter().partition(|batch| !batch.leased);
+    for batch in dead {
+        finish_for(run, &batch.batch).await?;
+    }
+    if !patiently || held.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(queue = %run.queue, batches = held.len(), "waiting for the leases of batches that somebody else holds");
+    let mut tick = tokio::time::interval(run.lease.0 / 8);
+    for _ in 0..10 {
+        tick.tick().await;
+        let now = patience::cache(|| cache.inflight(&run.queue)).await?;
+        held.retain(|batch| now.iter().any(|other| other.batch == batch.batch));
+        let (ended, still): (Vec<_>, Vec<_>) =
+            held.into_iter().partition(|batch| now.iter().any(|other| other.batch == batch.batch && !other.leased));
+        for batch in ended {
+            finish_for(run, &batch.batch).await?;
+        }
+        held = still;
+        if held.is_empty() || run.ctx.stopping.is_cancelled() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn finish_for(run: &Arc<Run>, batch: &str) -> Result<(), UploadError> {
+    if let Some(batch) = Batch::adopt(run, batch).await? {
+        tracing::info!(queue = %run.queue, batch = %batch.lease.batch, "finishing a batch that another process left");
+        run.tally(|tally| tally.recovered += 1);
+        batch.settle(None).await?;
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The integration tests, laid out like the source. One binary, so that it links once.
 
 mod alerts;
+mod architecture;
 mod cache;
 mod cli;
 mod crash;

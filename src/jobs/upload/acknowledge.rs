@@ -1,0 +1,92 @@
+//! The end of a batch whose loads are all in the warehouse: records are released, entries that could not be settled are
+//! carried over, and the batch is forgotten. Every step may be repeated.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::batch::Batch;
+use super::entry;
+use super::failpoint;
+use super::patience;
+use super::run::UploadError;
+use crate::cache::{AfterUpload, Digest, Mark};
+
+/// Entries acknowledged at a time.
+const STRETCH: u32 = 1_000;
+
+/// Acknowledges the batch.
+///
+/// # Errors
+/// The cache cannot be reached or the lease is lost; what was done is done, the next owner repeats it harmlessly.
+pub(super) async fn acknowledge(batch: &Batch) -> Result<(), UploadError> {
+    let (run, lease) = (&batch.run, &batch.lease);
+    let cache = &run.ctx.cache;
+    let buried = patience::cache(|| cache.buried(lease)).await?;
+    let readings = batch.noted().await?;
+    let policy: HashMap<&str, AfterUpload> =
+        run.tables.iter().map(|table| (table.name.as_str(), table.dataset.after_upload)).collect();
+    // A dataset that is no longer configured keeps its records: nobody can say that they may go.
+    let policies: Vec<Vec<AfterUpload>> = readings
+        .iter()
+        .map(|(_, note)| {
+            let of = |dataset: &str| policy.get(dataset).copied().unwrap_or(AfterUpload::Keep);
+            note.tables.iter().map(|table| of(&table.dataset)).collect()
+        })
+        .collect();
+    let loaded = batch.loaded();
+    let mut unsettled: Vec<Bytes> = Vec::new();
+    let mut start = 0;
+    loop {
+        let entries = patience::cache(|| cache.entries(lease, start, STRETCH)).await?;
+        if entries.is_empty() {
+            break;
+        }
+        let mut marks = Vec::with_capacity(readings.len());
+        for (reading, _) in &readings {
+            marks.push(patience::cache(|| cache.marks(lease, *reading, start, STRETCH)).await?);
+        }
+        let mut sent: [Vec<(String, Digest)>; 2] = Default::default();
+        for (at, bytes) in entries.iter().enumerate() {
+            let position = start + at as u64;
+            let mut settled = u32::try_from(position).is_ok_and(|position| buried.binary_search(&position).is_ok());
+            for (number, (reading, note)) in readings.iter().enumerate() {
+                match marks[number].get(at) {
+                    Some(Mark::Settled) => settled = true,
+                    Some(Mark::Sent { table, digest }) => {
+                        let Some(noted) = note.tables.get(usize::from(*table)) else { continue };
+                        if loaded.contains(&(noted.dataset.clone(), *reading)) {
+                            settled = true;
+                            let keep = policies[number][usize::from(*table)] == AfterUpload::Keep;
+                            let key = entry::key(bytes).expect("only an entry with a key is sent");
+                            sent[usize::from(keep)].push((key.into_owned(), *digest));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            if !settled {
+                unsettled.push(bytes.clone());
+            }
+        }
+        for (records, after) in sent.iter().zip([AfterUpload::Delete, AfterUpload::Keep]) {
+            if records.is_empty() {
+                continue;
+            }
+            let records: Vec<(&str, Digest)> = records.iter().map(|(key, digest)| (key.as_str(), *digest)).collect();
+            let released = patience::cache(|| cache.release(lease, &records, after)).await?;
+            run.tally(|tally| {
+                tally.released.done += released.done;
+                tally.released.rewritten += released.rewritten;
+                tally.released.gone += released.gone;
+            });
+            failpoint::reach("acknowledging").await;
+        }
+        start += entries.len() as u64;
+    }
+    failpoint::reach("acknowledged").await;
+    patience::cache(|| cache.finish(lease, &unsettled)).await?;
+    failpoint::reach("finished").await;
+    run.tally(|tally| tally.unsettled += unsettled.len() as u64);
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! One reading: a pass over a batch's records that builds and sends one load for each table that still needs one.
+//!
+//! Three stages work at once: a task claims and reads ([`Source`]), blocking threads encode and compress ([`Plan`]), and this
+//! one, in queue order, keeps the dead letters, writes the marks and sends the bytes. What a mark says is in the cache before
+//! the load it belongs to is committed.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::failpoint;
+use super::gzip::Stream;
+use super::patience;
+use super::run::{Run, UploadError};
+use super::shape::Fields;
+use super::source::Source;
+use super::table::Table;
+use super::work::{Done, Plan};
+use crate::cache::{CacheError, Lease, Mark};
+use crate::history::DeadLetter;
+use crate::warehouse::{Load, LoadWriter, TableRef, WarehouseError};
+
+/// Stretches that may wait between two stages.
+const AHEAD: usize = 2;
+
+/// A table that still needs a load from this batch.
+#[derive(Clone)]
+pub(super) struct Leg {
+    pub(super) table: Arc<Table>,
+    /// Number of the load: 1, 2, ….
+    pub(super) attempt: u32,
+    /// At most this many entries, while a bad row is being isolated.
+    pub(super) cap: Option<u64>,
+    /// Readings whose load into this table succeeded, each with the table's number in it.
+    pub(super) covered: Vec<(u32, u8)>,
+}
+
+/// What a reading notes about itself in the cache, for whoever has to finish the batch.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Note {
+    /// The tables, in the order of the marks' numbers.
+    pub(super) tables: Vec<NotedTable>,
+}
+
+/// One table of a [`Note`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct NotedTable {
+    pub(super) dataset: String,
+    pub(super) table: String,
+    pub(super) attempt: u32,
+    /// Whether all that was left for the table was meant to go into this load.
+    pub(super) whole: bool,
+}
+
+impl NotedTable {
+    pub(super) fn table(&self) -> Option<TableRef> {
+        self.table.parse().ok()
+    }
+}
+
+/// What a reading came to.
+pub(super) struct Outcome {
+    /// Its number.
+    pub(super) number: u32,
+    /// For each leg, in order.
+    pub(super) legs: Vec<LegOutcome>,
+}
+
+/// What a reading came to for one table.
+pub(super) enum LegOutcome {
+    /// There was nothing to send.
+    Empty,
+    /// The data showed fields that the table lacks; they are known now, and nothing was sent.
+    Grown,
+    /// A load was committed, or perhaps: the warehouse knows.
+    Sent(Sent),
+    /// The bytes could not be sent, so there is no load of this reading.
+    Broken(WarehouseError),
+}
+
+/// A load that was committed, or perhaps.
+pub(super) struct Sent {
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
+    /// Position in the batch and length in bytes of each row, in order.
+    pub(super) index: Vec<(u32, u32)>,
+}
+
+/// The sending side of one leg.
+struct Sender {
+    leg: Leg,
+    job: Load,
+    writer: Option<Box<dyn LoadWriter>>,
+    stream: Stream,
+    index: Vec<(u32, u32)>,
+    bytes: u64,
+    lacking: Fields,
+    broken: Option<WarehouseError>,
+    /// The table is not there yet, and only data can show its columns: nothing is sent.
+    surveying: bool,
+    /// Rows were held back because of that.
+    held: bool,
+}
+
+/// Reads the batch once for `legs`. `None`: the queue was empty, so there is no batch. `counted` holds the positions whose
+/// dead letters are in the tally already, from earlier readings.
+///
+/// # Errors
+/// What stops the batch; its entries stay in flight.
+pub(super) async fn read(
+    run: &Arc<Run>,
+    lease: &Lease,
+    legs: &[Leg],
+    claiming: bool,
+    counted: &mut HashSet<u64>,
+) -> Result<Option<Outcome>, UploadError> {
+    let cache = &run.ctx.cache;
+    let buried = if claiming { Vec::new() } else { patience::cache(|| cache.buried(lease)).await? };
+    let mut source = Source::new(Arc::clone(run), lease.clone(), legs.to_vec(), buried, claiming);
+    // The first stretch comes before all else: of an empty queue the warehouse need not know.
+    let Some(first) = source.next().await? else {
+        return Ok(None);
+    };
+    failpoint::reach("claimed").await;
+    let mut tables = Vec::with_capacity(legs.len());
+    for leg in legs {
+        if !leg.table.learns_from_data() {
+            leg.table.ensure(&run.ctx.warehouse).await?;
+        }
+        tables.push((Arc::clone(&leg.table), leg.table.shape(&run.ctx.warehouse).await?));
+    }
+    let noted = legs.iter().map(|leg| NotedTable {
+        dataset: leg.table.name.clone(),
+        table: leg.table.dataset.table.to_string(),
+        attempt: leg.attempt,
+        whole: leg.cap.is_none(),
+    });
+    let note = serde_json::to_string(&Note { tables: noted.collect() }).expect("plain data is JSON");
+    let number = patience::cache(|| cache.begin_reading(lease, &note)).await?;
+    failpoint::reach("reading-begun").await;
+
+    let mut senders = Vec::with_capacity(legs.len());
+    for (leg, (table, shape)) in legs.iter().zip(&tables) {
+        senders.push(Sender {
+            leg: leg.clone(),
+            job: Load {
+                table: table.dataset.table.clone(),
+                job_id: table.job_id(&lease.batch, leg.attempt),
+                columns: shape.columns.clone(),
+                reading: number,
+            },
+            writer: None,
+            stream: Stream::default(),
+            index: Vec::new(),
+            bytes: 0,
+            lacking: Fields::default(),
+            broken: None,
+            surveying: !table.exists().await,
+            held: false,
+        });
+    }
+    let plan = Arc::new(Plan { tables, at: run.ctx.clock.now(), queue: run.queue.clone(), batch: lease.batch.clone() });
+
+    let (to_here, mut stretches) = mpsc::channel(AHEAD);
+    let reader = AbortOnDropHandle::new(tokio::spawn(feed(source, first, plan, to_here)));
+    let mut collector = Collector { run, lease, number, letters_failed: false, counted };
+    while let Some(stretch) = stretches.recv().await {
+        let done = AbortOnDropHandle::new(stretch).await.expect("encoding does not panic");
+        collector.take(done, &mut senders).await?;
+    }
+    reader.await.expect("reading does not panic")?;
+
+    failpoint::reach("before-commit").await;
+    let mut outcomes = Vec::with_capacity(senders.len());
+    for sender in senders {
+        outcomes.push(sender.commit(run).await?);
+    }
+    failpoint::reach("committed").await;
+    Ok(Some(Outcome { number, legs: outcomes }))
+}
+
+/// Reads stretch after stretch and has each encoded, a few ahead of the sender.
+async fn feed(
+    mut source: Source,
+    first: Vec<super::work::Work>,
+    plan: Arc<Plan>,
+    out: mpsc::Sender<JoinHandle<Done>>,
+) -> Result<(), CacheError> {
+    let mut works = Some(first);
+    while let Some(stretches) = works {
+        for work in stretches {
+            let plan = Arc::clone(&plan);
+            let Ok(place) = out.reserve().await else { return Ok(()) };
+            place.send(tokio::task::spawn_blocking(move || plan.encode(work)));
+        }
+        works = source.next().await?;
+    }
+    Ok(())
+}
+
+/// The last stage: one stretch after the other, in queue order.
+struct Collector<'a> {
+    run: &'a Arc<Run>,
+    lease: &'a Lease,
+    number: u32,
+    /// Dead letters cannot be kept now: their entries stay in flight.
+    letters_failed: bool,
+    counted: &'a mut HashSet<u64>,
+}
+
+impl Collector<'_> {
+    async fn take(&mut self, mut done: Done, senders: &mut [Sender]) -> Result<(), UploadError> {
+        self.keep_letters(&mut done).await;
+        let cache = &self.run.ctx.cache;
+        patience::cache(|| cache.append_marks(self.lease, self.number, done.start, &done.marks)).await?;
+        failpoint::reach("marked").await;
+        for (sender, rows) in senders.iter_mut().zip(done.rows) {
+            sender.lacking.merge(&rows.lacking);
+            if !sender.lacking.is_empty() {
+                // This load cannot be: what was sent of it is forgotten with the writer.
+                sender.writer = None;
+                sender.surveying = true;
+            }
+            sender.held |= sender.surveying && !rows.index.is_empty();
+            if let Some(part) = rows.part
+                && !sender.surveying
+                && sender.broken.is_none()
+            {
+                sender.stream.push(&part);
+                sender.index.extend_from_slice(&rows.index);
+                if let Err(error) = sender.send(self.run, part.bytes).await {
+                    if !error.is_transient() {
+                        return Err(error.into());
+                    }
+                    (sender.writer, sender.broken) = (None, Some(error));
+                }
+            }
+        }
+        failpoint::reach("streaming").await;
+        self.run.progress(done.marks.len() as u64);
+        Ok(())
+    }
+
+    /// Keeps dead letters before their entries count as settled; an entry whose letter cannot be kept stays in flight.
+    async fn keep_letters(&mut self, done: &mut Done) {
+        if done.letters.is_empty() {
+            return;
+        }
+        let letters: Vec<DeadLetter> = done.letters.iter().map(|(_, letter)| letter.clone()).collect();
+        let kept = !self.letters_failed && self.run.keep(&letters).await;
+        self.letters_failed = !kept;
+        for (at, letter) in &done.letters {
+            done.marks[*at] = if kept { Mark::Settled } else { Mark::Unsettled };
+            if kept && self.counted.insert(done.start + *at as u64) {
+                self.run.tally(|tally| tally.count_letter(letter));
+            }
+        }
+        failpoint::reach("letters-kept").await;
+    }
+}
+
+impl Sender {
+    async fn send(&mut self, run: &Run, bytes: Vec<u8>) -> Result<(), WarehouseError> {
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => {
+                let mut writer = patience::warehouse(|| run.ctx.warehouse.begin(&self.job)).await?;
+                writer.write(Bytes::from_static(&Stream::HEADER)).await?;
+                none.insert(writer)
+            }
+        };
+        self.bytes += bytes.len() as u64;
+        writer.write(bytes.into()).await
+    }
+
+    /// Ends the load, or says why there is none.
+    async fn commit(mut self, run: &Run) -> Result<LegOutcome, UploadError> {
+        if !self.lacking.is_empty() || self.held {
+            self.leg.table.grow(&self.lacking).await;
+            self.leg.table.ensure(&run.ctx.warehouse).await?;
+            return Ok(LegOutcome::Grown);
+        }
+        if let Some(error) = self.broken {
+            return Ok(LegOutcome::Broken(error));
+        }
+        let Some(mut writer) = self.writer.take() else {
+            return Ok(LegOutcome::Empty);
+        };
+        let bytes = self.stream.len();
+        let sent = Sent { rows: self.index.len() as u64, bytes, index: self.index };
+        let trailer = Bytes::copy_from_slice(&self.stream.trailer());
+        let result = match writer.write(trailer).await {
+            Ok(()) => writer.commit().await,
+            Err(error) => return if error.is_transient() { Ok(LegOutcome::Broken(error)) } else { Err(error.into()) },
+        };
+        match result {
+            Ok(()) | Err(WarehouseError::Duplicate { .. }) => Ok(LegOutcome::Sent(sent)),
+            Err(error) if error.is_transient() => {
+                tracing::warn!(%error, job = %self.job.job_id, "the load may or may not have been accepted; asking");
+                Ok(LegOutcome::Sent(sent))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! One record into one row: checked against the table's shape, and written as a line of JSON.
+
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
+
+use super::super::datasets::{Dataset, Layout, NonFinite};
+use super::shape::{BODY, Fields, INGESTED, Shape, TIMESTAMP};
+use super::timestamp;
+use super::values::{Checker, Form, Members};
+use crate::warehouse::Mode;
+
+/// Why a record cannot become a row: the dead letter's word, and a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rejection {
+    /// One word for counting.
+    pub(super) reason: &'static str,
+    /// One sentence for people.
+    pub(super) detail: String,
+}
+
+impl Rejection {
+    pub(super) fn new(reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// Turns the records of one dataset into rows.
+pub(super) struct Encoder<'a> {
+    pub(super) dataset: &'a Dataset,
+    pub(super) shape: &'a Shape,
+    /// When the rows are uploaded, in the form that is sent.
+    pub(super) ingested_at: &'a str,
+}
+
+impl Encoder<'_> {
+    /// Appends the row for `value` to `out`, with a newline; on a rejection, or when the record has fields that the table
+    /// lacks (they are noted in `new_fields`), `out` is left as it was.
+    pub(super) fn encode(&self, value: &[u8], new_fields: &mut Fields, out: &mut Vec<u8>) -> Result<(), Rejection> {
+        let text = std::str::from_utf8(value)
+            .map_err(|error| Rejection::new("not_json", format!("the record is not UTF-8: {error}")))?
+            .trim();
+        let start = out.len();
+        let first_try = self.row(text, false, new_fields, out);
+        let result = match first_try {
+            Err(rejection) if rejection.reason == "not_json" && (text.contains("NaN") || text.contains("Infinity")) => {
+                out.truncate(start);
+                if self.dataset.non_finite == NonFinite::Reject {
+                    let why = "the record holds NaN or Infinity, which is not JSON, and the dataset says non_finite = \"reject\"";
+                    return Err(Rejection::new("not_json", why));
+                }
+                let quoted = self.dataset.layout == Layout::Columns;
+                self.row(&quote_non_finite(text, quoted), true, new_fields, out).map_err(|_| rejection)
+            }
+            other => other,
+        };
+        if result.is_err() {
+            out.truncate(start);
+        }
+        result
+    }
+
+    fn row(&self, text: &str, repaired: bool, new_fields: &mut Fields, out: &mut Vec<u8>) -> Result<(), Rejection> {
+        match self.dataset.layout {
+            Layout::Json => self.json_row(text, out),
+            Layout::Columns => self.columns_row(text, repaired, new_fields, out),
+        }
+    }
+
+    fn json_row(&self, text: &str, out: &mut Vec<u8>) -> Result<(), Rejection> {
+        let field = &self.dataset.timestamp_field;
+        let time: Option<&RawValue> = find_member(text, field).map_err(|error| unreadable(text, &error))?;
+        let missing =
+            || Rejection::new("schema", format!("field `{field}` is missing, and it is the row's {TIMESTAMP}"));
+        let time = time.map(RawValue::get).filter(|raw| *raw != "null").ok_or_else(missing)?;
+        let at = match serde_json::from_str::<Cow<'_, str>>(time) {
+            Ok(text) => timestamp::parse(&text),
+            Err(_) => time.parse().ok().and_then(timestamp::from_unix_seconds),
+        };
+        let at = at.ok_or_else(|| {
+            let shown: String = time.chars().take(60).collect();
+            Rejection::new(
+                "schema",
+                format!("field `{field}` should be a time such as \"2025-09-27T14:30:00Z\", and is {shown}"),
+            )
+        })?;
+        let body = one_line(text);
+        out.extend_from_slice(b"{\"");
+        out.extend_from_slice(TIMESTAMP.as_bytes());
+        out.extend_from_slice(b"\":\"");
+        out.extend_from_slice(timestamp::canonical(at).as_bytes());
+        out.extend_from_slice(b"\",\"");
+        out.extend_from_slice(BODY.as_bytes());
+        out.extend_from_slice(b"\":");
+        if self.shape.body_is_text {
+            serde_json::to_writer(&mut *out, body.as_ref()).expect("text is written to memory");
+        } else {
+            out.extend_from_slice(body.as_bytes());
+        }
+        self.close(out, true);
+        Ok(())
+    }
+
+    fn columns_row(
+        &self,
+        text: &str,
+        repaired: bool,
+        new_fields: &mut Fields,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Rejection> {
+        let Members(members) = serde_json::from_str(text).map_err(|error| unreadable(text, &error))?;
+        let columns = &self.shape.columns;
+        let mut given = vec![false; columns.len()];
+        // Fields whose text differs from the record's, by position in it: `None` leaves the field out.
+        let mut changes: Vec<(usize, Option<String>)> = Vec::new();
+        let mut lacking = Fields::default();
+        let mut checker = Checker { new_fields: &mut lacking, repaired };
+        let reject = |detail: String| Rejection::new("schema", detail);
+        for (at, (name, value)) in members.iter().enumerate() {
+            if name.eq_ignore_ascii_case(INGESTED) {
+                changes.push((at, None));
+                continue;
+            }
+            let Some(position) = self.shape.position(name, at) else {
+                checker.note_new(&[name], value.get()).map_err(reject)?;
+                changes.push((at, None));
+                continue;
+            };
+            if std::mem::replace(&mut given[position], true) {
+                // JSON readers take the last of two members with one name.
+                let earlier = members[..at].iter().rposition(|(other, _)| other.eq_ignore_ascii_case(name));
+                let earlier = earlier.expect("the column was given by an earlier member");
+                if members[earlier].0 != *name {
+                    let both = format!("fields `{}` and `{name}` are the same column", members[earlier].0);
+                    return Err(reject(format!("{both}: BigQuery does not distinguish upper and lower case")));
+                }
+                changes.retain(|(changed, _)| *changed != earlier);
+                changes.push((earlier, None));
+            }
+            if let Form::Changed(form) = checker.check(&columns[position], &[name], value.get()).map_err(reject)? {
+                changes.push((at, Some(form)));
+            }
+        }
+        let absent = |(at, column): &(usize, &crate::warehouse::Column)| {
+            column.mode == Mode::Required && !given[*at] && column.name != INGESTED
+        };
+        if let Some((_, column)) = columns.iter().enumerate().find(absent) {
+            return Err(reject(format!("field `{}` is missing, and its column is required", column.name)));
+        }
+        if !lacking.is_empty() {
+            new_fields.merge(&lacking);
+            return Ok(());
+        }
+        if changes.is_empty() {
+            let body = one_line(text);
+            let open = body.strip_suffix('}').expect("an object ends with a brace").trim_end();
+            out.extend_from_slice(open.as_bytes());
+            self.close(out, !members.is_empty());
+            return Ok(());
+        }
+        out.push(b'{');
+        let mut any = false;
+        for (at, (name, value)) in members.iter().enumerate() {
+            let form = match changes.iter().find(|(changed, _)| *changed == at) {
+                Some((_, None)) => continue,
+                Some((_, Some(form))) => Cow::Borrowed(form.as_str()),
+                None => one_line(value.get()),
+            };
+            if any {
+                out.push(b',');
+            }
+            any = true;
+            serde_json::to_writer(&mut *out, name.as_ref()).expect("text is written to memory");
+            out.push(b':');
+            out.extend_from_slice(form.as_bytes());
+        }
+        self.close(out, any);
+        Ok(())
+    }
+
+    /// Adds the ingestion time and ends the line.
+    fn close(&self, out: &mut Vec<u8>, any: bool) {
+        if any {
+            out.push(b',');
+        }
+        out.push(b'"');
+        out.extend_from_slice(INGESTED.as_bytes());
+        out.extend_from_slice(b"\":\"");
+        out.extend_from_slice(self.ingested_at.as_bytes());
+        out.extend_from_slice(b"\"}\n");
+    }
+}
+
+/// The value of the last member called `name`, after checking that all of `text` is one JSON object.
+fn find_member<'a>(text: &'a str, name: &str) -> Result<Option<&'a RawValue>, serde_json::Error> {
+    use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+    struct Find<'n>(&'n str);
+    impl<'de> Visitor<'de> for Find<'_> {
+        type Value = Option<&'de RawValue>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = None;
+            while let Some(matches) = map.next_key_seed(IsName(self.0))? {
+                if matches {
+                    found = Some(map.next_value()?);
+                } else {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+            Ok(found)
+        }
+    }
+    struct IsName<'n>(&'n str);
+    impl<'de> DeserializeSeed<'de> for IsName<'_> {
+        type Value = bool;
+
+        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+            struct Compare<'n>(&'n str);
+            impl Visitor<'_> for Compare<'_> {
+                type Value = bool;
+
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("a name")
+                }
+
+                fn visit_str<E>(self, name: &str) -> Result<bool, E> {
+                    Ok(name == self.0)
+                }
+            }
+            deserializer.deserialize_str(Compare(self.0))
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let found = deserializer.deserialize_map(Find(name))?;
+    deserializer.end()?;
+    Ok(found)
+}
+
+fn unreadable(text: &str, error: &serde_json::Error) -> Rejection {
+    if error.is_data() {
+        let what = match text.as_bytes().first() {
+            Some(b'[') => "a list",
+            Some(b'"') => "text",
+            Some(b'n') => "null",
+            Some(b't' | b'f') => "true or false",
+            _ => "a number",
+        };
+        return Rejection::new("not_an_object", format!("the record is {what}, not a JSON object"));
+    }
+    let hint = if text.is_empty() { "it is empty".to_owned() } else { error.to_string() };
+    Rejection::new("not_json", format!("the record is not JSON: {hint}"))
+}
+
+/// JSON on one line. Raw line breaks can only stand between tokens, where a space says the same.
+fn one_line(json: &str) -> Cow<'_, str> {
+    if json.bytes().any(|c| c == b'\n' || c == b'\r') {
+        Cow::Owned(json.replace(['\n', '\r'], " "))
+    } else {
+        Cow::Borrowed(json)
+    }
+}
+
+/// Replaces bare `NaN`, `Infinity` and `-Infinity` outside of strings: by null or, for members of the outermost object if
+/// `quoted`, by the same word in quotes, which a FLOAT column takes.
+fn quote_non_finite(text: &str, quoted: bool) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    let (mut rest, mut depth) = (text, 0_usize);
+    while let Some(at) = rest.find(['"', '{', '}', '[', ']', 'N', 'I', '-']) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let word = ["-Infinity", "Infinity", "NaN"].into_iter().find(|word| rest.starts_with(word));
+        let taken = match (rest.as_bytes()[0], word) {
+            (_, Some(word)) => {
+                match quoted && depth == 1 {
+                    true => out.extend(["\"", word, "\""]),
+                    false => out.push_str("null"),
+                }
+                rest = &rest[word.len()..];
+                continue;
+            }
+            (b'"', _) => string_len(rest),
+            (b'{' | b'[', _) => {
+                depth += 1;
+                1
+            }
+            (b'}' | b']', _) => {
+                depth = depth.saturating_sub(1);
+                1
+            }
+            _ => 1,
+        };
+        out.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Length of the JSON string at the start of `text`, quotes included; the rest of the text if it does not end.
+fn string_len(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.bytes().enumerate().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests;

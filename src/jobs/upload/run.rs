@@ -1,0 +1,213 @@
+//! One run of an upload over one queue: what its batches share, and what they came to.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use serde::Deserialize;
+
+use super::super::datasets::Datasets;
+use super::super::kind::{Finding, JobContext, ProgressReport};
+use super::patience;
+use super::table::Table;
+use crate::cache::{CacheError, QueueRef, Released};
+use crate::history::DeadLetter;
+use crate::units::{Size, Span};
+use crate::warehouse::WarehouseError;
+
+/// How much goes into one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Limits {
+    /// Entries.
+    pub(super) max_rows: u32,
+    /// Bytes of record values, before compression. BigQuery's limit for a compressed file is 4 GB.
+    pub(super) max_bytes: Size,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_rows: 50_000, max_bytes: Size(256_000_000) }
+    }
+}
+
+/// What stops a batch. Its entries stay in flight, and the next run takes them up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UploadError {
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Warehouse(#[from] WarehouseError),
+    /// Somebody else may have written to the table under our name, or the warehouse miscounted.
+    #[error(
+        "load {job_id} into {table} wrote {written} rows, and {sent} were sent: nothing was acknowledged, and the batch stays \
+         in flight. Compare the table with the dead letters, then see docs/upload.md, \"A count that is off\""
+    )]
+    Count { job_id: String, table: String, written: u64, sent: u64 },
+    /// The warehouse's last word on a load.
+    #[error("load {job_id} into {table} failed: {message}. {cure}")]
+    Load { job_id: String, table: String, message: String, cure: &'static str, passing: bool },
+    /// Rows that the warehouse refuses could not be kept anywhere else.
+    #[error("{count} records that the warehouse refuses cannot be kept as dead letters: {reason}; they stay in flight")]
+    Letters { count: usize, reason: String },
+}
+
+impl UploadError {
+    /// Whether another attempt of the run can help.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Cache(error) => error.is_transient(),
+            Self::Warehouse(error) => error.is_transient(),
+            Self::Count { .. } => false,
+            Self::Load { passing, .. } => *passing,
+            Self::Letters { .. } => true,
+        }
+    }
+}
+
+/// What the batches of one queue share.
+pub(super) struct Run {
+    pub(super) ctx: JobContext,
+    pub(super) queue: QueueRef,
+    /// The datasets whose records this queue names.
+    pub(super) tables: Vec<Arc<Table>>,
+    pub(super) limits: Limits,
+    /// How long a batch stays ours without a sign of life.
+    pub(super) lease: Span,
+    tally: Arc<Mutex<Tally>>,
+}
+
+/// What a run came to so far, over all its queues.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) batches: u64,
+    pub(super) recovered: u64,
+    /// Rows and bytes for each dataset.
+    pub(super) uploaded: BTreeMap<String, (u64, u64)>,
+    /// Dead letters for each dataset and reason.
+    pub(super) letters: BTreeMap<(String, String), u64>,
+    /// Entries that named a record a second time within a batch.
+    pub(super) repeated: u64,
+    /// Entries whose record an earlier entry had brought.
+    pub(super) uploaded_before: u64,
+    /// Entries that could be neither uploaded nor kept as dead letters, and stay in flight.
+    pub(super) unsettled: u64,
+    pub(super) released: Released,
+    pub(super) progress: ProgressReport,
+    /// Why dead letters could not be kept.
+    pub(super) letters_error: Option<String>,
+}
+
+impl Tally {
+    /// Rows uploaded into all tables.
+    pub(super) fn rows(&self) -> u64 {
+        self.uploaded.values().map(|(rows, _)| rows).sum()
+    }
+
+    /// Counts a dead letter.
+    pub(super) fn count_letter(&mut self, letter: &DeadLetter) {
+        *self.letters.entry((letter.dataset.clone(), letter.reason.clone())).or_default() += 1;
+    }
+
+    /// The findings of the run.
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for (dataset, (rows, bytes)) in &self.uploaded {
+            findings.push(Finding::count("uploaded_rows", *rows).with("dataset", dataset));
+            findings.push(Finding::count("uploaded_bytes", *bytes).with("dataset", dataset));
+        }
+        for ((dataset, reason), count) in &self.letters {
+            let finding = Finding::at_most("dead_letters", *count as f64, 0.0);
+            findings.push(finding.with("dataset", dataset).with("reason", reason));
+        }
+        for (name, value) in [
+            ("batches", self.batches),
+            ("recovered_batches", self.recovered),
+            ("repeated_entries", self.repeated),
+            ("uploaded_before", self.uploaded_before),
+            ("rewritten_meanwhile", self.released.rewritten),
+        ] {
+            if value > 0 {
+                findings.push(Finding::count(name, value));
+            }
+        }
+        if self.unsettled > 0 {
+            findings.push(Finding::at_most("unsettled_entries", self.unsettled as f64, 0.0));
+        }
+        findings
+    }
+}
+
+impl Run {
+    pub(super) fn new(
+        ctx: JobContext,
+        queue: QueueRef,
+        tables: Vec<Arc<Table>>,
+        limits: Limits,
+        lease: Span,
+        tally: Arc<Mutex<Tally>>,
+    ) -> Self {
+        Self { ctx, queue, tables, limits, lease, tally }
+    }
+
+    /// The dataset that a key belongs to: of several that match, the one whose pattern says most.
+    pub(super) fn dataset_of(&self, key: &str) -> Option<&str> {
+        let matching = self.tables.iter().filter(|table| table.dataset.keys.id(key).is_some());
+        matching.max_by_key(|table| table.dataset.keys.fixed_len()).map(|table| table.name.as_str())
+    }
+
+    /// The key patterns of this queue, for messages.
+    pub(super) fn patterns(&self) -> String {
+        let patterns: Vec<&str> = self.tables.iter().map(|table| table.dataset.keys.as_str()).collect();
+        patterns.join(", ")
+    }
+
+    /// Changes the tally.
+    pub(super) fn tally(&self, change: impl FnOnce(&mut Tally)) {
+        change(&mut self.tally.lock().expect("nobody panics while holding the tally"));
+    }
+
+    /// Notes that so many more entries went by.
+    pub(super) fn progress(&self, entries: u64) {
+        self.tally(|tally| {
+            tally.progress.done += entries;
+            self.ctx.progress.report(&tally.progress);
+        });
+    }
+
+    /// Keeps dead letters; `false` if they cannot be kept now.
+    pub(super) async fn keep(&self, letters: &[DeadLetter]) -> bool {
+        match self.ctx.history.add_dead_letters(letters).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, letters = letters.len(), "dead letters cannot be kept; their entries stay in flight");
+                self.tally(|tally| tally.letters_error = Some(error.to_string()));
+                false
+            }
+        }
+    }
+
+    /// Why dead letters cannot be kept.
+    pub(super) fn letters_error(&self) -> String {
+        let tally = self.tally.lock().expect("nobody panics while holding the tally");
+        tally.letters_error.clone().unwrap_or_default()
+    }
+
+    /// How many entries wait.
+    pub(super) async fn depth(&self) -> Result<u64, CacheError> {
+        patience::cache(|| self.ctx.cache.depth(&self.queue)).await
+    }
+}
+
+/// The queues of these datasets, each with its tables, in the order of the datasets.
+pub(super) fn queues(names: &[String], datasets: &Datasets) -> Vec<(QueueRef, Vec<Arc<Table>>)> {
+    let mut queues: Vec<(QueueRef, Vec<Arc<Table>>)> = Vec::new();
+    for name in names {
+        let dataset = datasets.get(name).expect("settings check that every dataset exists");
+        let (queue, table) = (dataset.queue_ref(), Arc::new(Table::new(name, dataset)));
+        match queues.iter_mut().find(|(known, _)| *known == queue) {
+            Some((_, tables)) => tables.push(table),
+            None => queues.push((queue, vec![table])),
+        }
+    }
+    queues
+}
