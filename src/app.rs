@@ -7,16 +7,18 @@ mod serve;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 pub use self::backends::{open_cache, open_history, open_warehouse};
 
-use crate::alerts::Dispatcher;
+use crate::alerts::{Dispatcher, ReceiverSettings};
 use crate::cache::SharedCache;
 use crate::clock::Clock;
 use crate::history::{HistoryError, JobRow, MissedCause, SharedHistory};
-use crate::jobs::JobSpec;
+use crate::jobs::{JobContext, JobSpec, Plan, Progress};
 use crate::runner::{Due, Runner, RunnerDeps, Tempo};
 use crate::schedule::{MissedSlots, plan_catch_up};
 use crate::scheduler;
@@ -36,6 +38,9 @@ pub struct App {
     warehouse: SharedWarehouse,
     dispatcher: Arc<Dispatcher>,
     runner: Runner,
+    /// How long running jobs may take to end when the program is told to stop.
+    grace: Duration,
+    owner: String,
 }
 
 impl App {
@@ -43,11 +48,11 @@ impl App {
     ///
     /// # Errors
     /// If an address or a credential cannot be read, or the data folder cannot be used.
-    pub async fn open(settings: Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+    pub async fn open(settings: Settings, clock: Arc<dyn Clock>, grace: Duration) -> anyhow::Result<Self> {
         let history = open_history(&settings, &clock)?;
-        let cache = open_cache(&settings, &clock)?;
+        let cache = open_cache(&settings, &clock).await?;
         let warehouse = open_warehouse(&settings).await?;
-        Ok(Self::wire(settings, clock, history, cache, warehouse))
+        Ok(Self::wire(settings, clock, history, cache, warehouse, grace))
     }
 
     fn wire(
@@ -56,29 +61,55 @@ impl App {
         history: SharedHistory,
         cache: SharedCache,
         warehouse: SharedWarehouse,
+        grace: Duration,
     ) -> Self {
         // Another one for each start: a restart must not renew what its predecessor held.
         let owner = Ulid::from_parts(u64::try_from(clock.now().timestamp_millis()).unwrap_or(0), fastrand::u128(..));
         let owner = format!("{}-{}", host(), owner);
-        let dispatcher = Arc::new(Dispatcher::new(history.clone(), &settings.receivers, clock.clone(), owner.clone()));
-        let mut receivers: Vec<String> = settings.jobs.values().flat_map(|job| job.notify.iter().cloned()).collect();
+        let told: Vec<ReceiverSettings> = settings.receivers.values().cloned().collect();
+        let dispatcher = Arc::new(Dispatcher::new(history.clone(), &told, clock.clone(), owner.clone()));
+        let mut receivers: Vec<String> = settings.jobs.iter().flat_map(|job| job.notify.iter().cloned()).collect();
         receivers.sort();
         receivers.dedup();
         let runner = Runner::new(RunnerDeps {
-            jobs: settings.jobs.clone(),
-            datasets: Arc::new(settings.datasets.clone()),
+            jobs: settings.jobs.iter().map(|job| (job.name.clone(), job.clone())).collect(),
+            datasets: settings.datasets.clone(),
             history: history.clone(),
             cache: cache.clone(),
             warehouse: warehouse.clone(),
             clock: clock.clone(),
             bell: dispatcher.clone(),
             receivers,
-            owner,
+            owner: owner.clone(),
             host: host(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tempo: Tempo::default(),
         });
-        Self { settings: Arc::new(settings), clock, history, cache, warehouse, dispatcher, runner }
+        Self { settings: Arc::new(settings), clock, history, cache, warehouse, dispatcher, runner, grace, owner }
+    }
+
+    /// What a run of this job would do now, without touching anything. `None`: its kind cannot tell.
+    ///
+    /// # Errors
+    /// If a server cannot be asked.
+    pub async fn plan(&self, job: &JobSpec) -> anyhow::Result<Option<Plan>> {
+        self.cache.ping().await?;
+        self.warehouse.ping().await?;
+        let context = JobContext {
+            job: job.name.clone(),
+            run_id: "plan".to_owned(),
+            owner: self.owner.clone(),
+            clock: self.clock.clone(),
+            cache: self.cache.clone(),
+            warehouse: self.warehouse.clone(),
+            history: self.history.clone(),
+            datasets: self.settings.datasets.clone(),
+            stopping: CancellationToken::new(),
+            progress: Progress::default(),
+        };
+        let plan = tokio::time::timeout(job.timeout, job.job.plan(&context)).await;
+        let plan = plan.map_err(|_| anyhow!("the plan of {} took longer than its `timeout`", job.name))?;
+        plan.map_err(|error| anyhow!("{error}"))
     }
 
     /// The history.
@@ -129,7 +160,7 @@ fn job_rows(settings: &Settings) -> Vec<JobRow> {
         schedule: job.schedule.as_ref().map(|schedule| schedule.text()),
         timezone: job.schedule.as_ref().map_or("UTC", |schedule| schedule.tz().name()).to_owned(),
     };
-    settings.jobs.values().map(row).collect()
+    settings.jobs.iter().map(row).collect()
 }
 
 /// A job as the scheduler knows it; `None` if it has no schedule.

@@ -17,6 +17,7 @@ mod spool;
 mod starts;
 
 pub use self::bell::Bell;
+pub use self::progress::to_log as progress_to_log;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

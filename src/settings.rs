@@ -207,8 +207,9 @@ impl<'t> Reader<'t> {
         for (name, table) in self.tables("datasets") {
             if let Ok(place) = table.read::<Place>(Scope::Known) {
                 if let Some((other, _)) = places.iter().find(|(_, earlier)| earlier.is_same(&place)) {
-                    let sentence =
-                        format!("dataset `{other}` has the same keys on the same queue; nothing tells their records apart");
+                    let sentence = format!(
+                        "dataset `{other}` has the same keys on the same queue; nothing tells their records apart"
+                    );
                     self.blame([Fault::said(table.path.key("keys"), sentence)]);
                 }
                 places.push((name, place));
@@ -294,7 +295,8 @@ impl<'t> Reader<'t> {
                 let choices: Vec<String> = known.iter().map(|name| (*name).to_owned()).collect();
                 // A filled-in name is shown as it was written.
                 let (found, whole) = path.find(self.root);
-                let hidden = found.and_then(|(_, node)| node.text()).filter(|_| whole).map(|text| text.shown().to_owned());
+                let hidden =
+                    found.and_then(|(_, node)| node.text()).filter(|_| whole).map(|text| text.shown().to_owned());
                 let found = hidden.unwrap_or_else(|| name.clone());
                 self.blame([Fault::at(path, What::NoSuch { noun, found, choices })]);
             }

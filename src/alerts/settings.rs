@@ -155,7 +155,9 @@ impl<'de> Deserialize<'de> for WebUrl {
             return Err(D::Error::custom("it must begin with https:// (or http://)"));
         }
         if url.host_str().is_some_and(|host| host == "webhook.office.com" || host.ends_with(".webhook.office.com")) {
-            return Err(D::Error::custom("Office connectors are retired; make a Workflows webhook in Teams and use its URL"));
+            return Err(D::Error::custom(
+                "Office connectors are retired; make a Workflows webhook in Teams and use its URL",
+            ));
         }
         Ok(Self(text.into()))
     }

@@ -19,7 +19,12 @@ const ON_TIME: Duration = Duration::from_secs(15 * 60);
 
 impl App {
     /// Runs one job now, sends the alerts that it caused, and returns its last attempt. `stop` ends it early.
-    pub async fn run_job(&self, job: &str, progress: Progress, stop: CancellationToken) -> anyhow::Result<Result<Run, NotRun>> {
+    pub async fn run_job(
+        &self,
+        job: &str,
+        progress: Progress,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Result<Run, NotRun>> {
         self.ready().await?;
         let result = self.until(stop, self.runner.run_now(job, progress)).await;
         self.end().await;
@@ -32,7 +37,7 @@ impl App {
         self.ready().await?;
         let last = self.limited(MIGRATE_LIMIT, self.history.last_slots()).await?;
         let now = self.clock.now();
-        let due = self.settings.jobs.values().filter_map(|job| due_by_timer(job, last.get(&job.name).copied(), now));
+        let due = self.settings.jobs.iter().filter_map(|job| due_by_timer(job, last.get(&job.name).copied(), now));
         let due = due.collect();
         let runs = self.until(stop, self.runner.handle_and_wait(due)).await;
         self.end().await;
@@ -57,9 +62,9 @@ impl App {
         let mut work = std::pin::pin!(work);
         tokio::select! {
             done = &mut work => return done,
-            () = stop.cancelled() => tracing::warn!("stopping: the run gets {} s to end", self.settings.grace.as_secs()),
+            () = stop.cancelled() => tracing::warn!("stopping: the run gets {} s to end", self.grace.as_secs()),
         }
-        tokio::join!(work, self.runner.shutdown(self.settings.grace)).0
+        tokio::join!(work, self.runner.shutdown(self.grace)).0
     }
 
     /// Records and sends what is left.

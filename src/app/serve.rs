@@ -28,13 +28,16 @@ impl App {
     /// If the history refuses us, or if the scheduler stops on its own.
     pub async fn serve(&self, stop: CancellationToken) -> anyhow::Result<()> {
         let started_at = self.clock.now();
-        for line in self.settings.choices() {
+        for line in self.settings.summary_lines() {
             tracing::info!("{line}");
+        }
+        for line in self.settings.notes.iter().chain(&self.settings.warnings(started_at)) {
+            tracing::warn!("{line}");
         }
         let past = self.begin().await?;
 
         let scheduler = Scheduler::new(self.clock.clone(), LOOKAHEAD);
-        for job in self.settings.jobs.values() {
+        for job in self.settings.jobs.iter() {
             let Some(entry) = entry(job) else { continue };
             let last = past.as_ref().and_then(|past| past.get(&job.name)).copied();
             scheduler.upsert(&job.name, entry, last);
@@ -76,14 +79,14 @@ impl App {
 
         let outcome = tokio::select! {
             () = stop.cancelled() => {
-                tracing::info!(running = self.runner.running(), "stopping: no new runs; running ones get {} s", self.settings.grace.as_secs());
+                tracing::info!(running = self.runner.running(), "stopping: no new runs; running ones get {} s", self.grace.as_secs());
                 Ok(())
             }
             // A part that ends on its own takes the daemon with it: better restarted than half alive.
             Some(part) = tasks.join_next() => part.context("a part of the daemon broke").flatten(),
         };
         ended.cancel();
-        self.runner.shutdown(self.settings.grace).await;
+        self.runner.shutdown(self.grace).await;
         messages.cancel();
         let rest = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(LAST_MESSAGES, rest).await.is_err() {
@@ -120,7 +123,7 @@ impl App {
             };
             match self.limited(MIGRATE_LIMIT, work).await {
                 Ok(last) => {
-                    let jobs = self.settings.jobs.values();
+                    let jobs = self.settings.jobs.iter();
                     let due = jobs.filter_map(|job| due_since(job, *last.get(&job.name)?, started_at));
                     return self.runner.handle(due.collect());
                 }

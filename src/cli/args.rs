@@ -35,7 +35,7 @@ pub(super) struct Global {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Stay up and run every job on its schedule
-    Serve,
+    Serve(ServeArgs),
     /// Run one job now, or everything that is due
     Run(RunArgs),
     /// Check jobs.toml and the environment, and show the next five runs of every job
@@ -66,6 +66,13 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// How long running jobs may take to end after SIGTERM or Ctrl-C
+    #[arg(long, value_name = "DURATION", env = "LAMPLIGHTER_GRACE", default_value = "25s", value_parser = Span::parse)]
+    pub(super) grace: Span,
+}
+
+#[derive(Debug, Args)]
 #[group(required = true, multiple = false, id = "what", args = ["job", "due"])]
 pub(super) struct RunArgs {
     /// The job to run now
@@ -76,6 +83,9 @@ pub(super) struct RunArgs {
     /// Print what the run would do, and touch nothing
     #[arg(long, conflicts_with = "due")]
     pub(super) dry_run: bool,
+    /// How long running jobs may take to end after SIGTERM or Ctrl-C
+    #[arg(long, value_name = "DURATION", env = "LAMPLIGHTER_GRACE", default_value = "25s", value_parser = Span::parse)]
+    pub(super) grace: Span,
 }
 
 #[derive(Debug, Args)]
@@ -227,9 +237,13 @@ fn instant(text: &str) -> Result<DateTime<Utc>, String> {
     DateTime::parse_from_rfc3339(text)
         .map(|at| at.with_timezone(&Utc))
         .ok()
-        .or_else(|| ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"].into_iter().find_map(civil))
+        .or_else(|| {
+            ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"].into_iter().find_map(civil)
+        })
         .or_else(|| Some(NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0)?.and_utc()))
-        .ok_or_else(|| format!("{text:?} is not an instant; write for example 2026-03-29T01:00:00Z or 2026-03-29 (UTC)"))
+        .ok_or_else(|| {
+            format!("{text:?} is not an instant; write for example 2026-03-29T01:00:00Z or 2026-03-29 (UTC)")
+        })
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ const USAGE: u8 = 2;
 /// `EX_UNAVAILABLE` of sysexits.h: a server cannot be reached.
 const UNREACHABLE: u8 = 69;
 /// `EX_CONFIG` of sysexits.h: the configuration is wrong.
-const CONFIGURATION: u8 = 78;
+pub(super) const CONFIGURATION: u8 = 78;
 
 /// Why a command failed.
 #[derive(Debug)]

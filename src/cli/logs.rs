@@ -22,16 +22,21 @@ pub(super) fn form(stays_up: bool) -> Form {
     }
 }
 
-/// Starts logging, and makes panics part of it. `quiet`: only warnings, unless `LAMPLIGHTER_LOG` or `RUST_LOG` says otherwise.
-pub(super) fn start(form: Form, quiet: bool) {
-    let asked = ["LAMPLIGHTER_LOG", "RUST_LOG"].into_iter().find_map(|name| std::env::var(name).ok());
-    let default = if quiet { "warn" } else { "info,sqlx=warn,hyper=warn,tokio_cron_scheduler=warn" };
-    let filter = asked.as_deref().and_then(|asked| EnvFilter::try_new(asked).ok());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default)));
+/// Starts logging by this filter, and makes panics part of it. `quiet`: unless a filter was asked for, only warnings.
+pub(super) fn start(form: Form, filter: &str, quiet: bool) {
+    let filter = match filter {
+        // Nobody asked for anything special: leave out what only developers of these libraries care for.
+        "info" if quiet => "warn",
+        "info" => "info,sqlx=warn,hyper=warn,tokio_cron_scheduler=warn",
+        asked => asked,
+    };
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter);
     let started = match form {
         Form::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
         Form::People => {
-            let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            let colour =
+                io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
             builder.with_writer(io::stderr).with_ansi(colour).with_target(false).try_init()
         }
     };

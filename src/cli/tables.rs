@@ -6,9 +6,7 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
 use super::output::{Output, Paint};
 use super::times::{duration, instant, number, relative};
-use crate::history::{
-    Alert, AlertState, DeadLetter, DeadLetterCount, Message, MessageState, Run, RunState, Severity,
-};
+use crate::history::{Alert, AlertState, DeadLetter, DeadLetterCount, Message, MessageState, Run, RunState, Severity};
 use crate::units::Size;
 
 /// What is left of a text in a table's last column.
@@ -93,7 +91,8 @@ pub(super) fn what_happened(run: &Run) -> String {
     let breached: Vec<String> = breached
         .map(|finding| {
             let (name, value) = (finding["name"].as_str().unwrap_or("?"), &finding["value"]);
-            let value = value.as_f64().filter(|value| value.fract() == 0.0).map_or(value.to_string(), |v| format!("{v}"));
+            let value =
+                value.as_f64().filter(|value| value.fract() == 0.0).map_or(value.to_string(), |v| format!("{v}"));
             match &finding["limit"] {
                 serde_json::Value::Null => format!("{name} = {value}"),
                 limit => format!("{name} = {value}, limit {limit}"),
@@ -109,7 +108,8 @@ pub(super) fn what_happened(run: &Run) -> String {
 pub(super) fn dead_letters(out: &Output, letters: &[DeadLetter], now: DateTime<Utc>) -> String {
     let mut sheet = Sheet::new(out, &["Id", "Dataset", "Key", "Size", "Kept", "Reason", "Detail"]);
     for letter in letters {
-        let key = if letter.key.is_empty() { String::from_utf8_lossy(&letter.entry) } else { letter.key.as_str().into() };
+        let key =
+            if letter.key.is_empty() { String::from_utf8_lossy(&letter.entry) } else { letter.key.as_str().into() };
         sheet.row(vec![
             Cell::new(&letter.id),
             Cell::new(if letter.dataset.is_empty() { "-" } else { &letter.dataset }),

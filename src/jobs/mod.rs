@@ -9,10 +9,10 @@ mod registry;
 mod spec;
 mod upload;
 
+pub(crate) use self::datasets::Place;
 pub use self::datasets::{Dataset, Datasets, KeyPattern, Layout, NonFinite};
 pub use self::kind::{Finding, JobContext, JobError, JobKind, Outcome, Plan, Progress, ProgressReport};
 pub use self::registry::{Job, Registry};
-pub(crate) use self::datasets::Place;
 pub(crate) use self::spec::Defaults;
 pub use self::spec::{CatchUp, JobSpec, OnCrash, Overlap, Retry, WhenDbDown};
 pub use self::upload::retry_dead_letter;

@@ -18,8 +18,20 @@ use crate::schedule::Schedule;
 
 /// The keys that every `[jobs.NAME]` table may have, whatever its kind. A kind cannot use them for itself.
 pub(super) const COMMON_KEYS: &[&str] = &[
-    "kind", "schedule", "every", "timezone", "timeout", "retry", "overlap", "catch_up", "catch_up_window", "on_crash",
-    "when_db_down", "notify", "severity", "paused",
+    "kind",
+    "schedule",
+    "every",
+    "timezone",
+    "timeout",
+    "retry",
+    "overlap",
+    "catch_up",
+    "catch_up_window",
+    "on_crash",
+    "when_db_down",
+    "notify",
+    "severity",
+    "paused",
 ];
 
 /// A job, checked and ready to run.

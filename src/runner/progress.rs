@@ -9,7 +9,7 @@ use crate::jobs::Progress;
 const EVERY: Duration = Duration::from_secs(60);
 
 /// Logs at most one line a minute, and none for runs that take less.
-pub(super) fn to_log(job: &str, clock: &Arc<dyn Clock>) -> Progress {
+pub fn to_log(job: &str, clock: &Arc<dyn Clock>) -> Progress {
     let (job, clock) = (job.to_owned(), clock.clone());
     let last = Mutex::new(None);
     Progress::to(move |report| {

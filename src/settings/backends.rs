@@ -142,7 +142,9 @@ impl Backends {
             warnings.push(format!("the cache {lost}: add a Redis and set REDIS_URL=${{{{Redis.REDIS_URL}}}}"));
         }
         if matches!(self.history, HistoryChoice::Sqlite { .. }) {
-            warnings.push(format!("the history {lost}: add a Postgres and set DATABASE_URL=${{{{Postgres.DATABASE_URL}}}}"));
+            warnings.push(format!(
+                "the history {lost}: add a Postgres and set DATABASE_URL=${{{{Postgres.DATABASE_URL}}}}"
+            ));
         }
         if matches!(self.warehouse, WarehouseChoice::Sqlite { .. }) {
             warnings.push(format!("the warehouse {lost}: set BIGQUERY_PROJECT and GOOGLE_CREDENTIALS_JSON"));
@@ -351,11 +353,7 @@ fn postgres(variables: Variables<'_>, problems: &mut Vec<Problem>) -> Option<His
     None
 }
 
-fn bigquery(
-    variables: Variables<'_>,
-    problems: &mut Vec<Problem>,
-    notes: &mut Vec<String>,
-) -> Option<WarehouseChoice> {
+fn bigquery(variables: Variables<'_>, problems: &mut Vec<Problem>, notes: &mut Vec<String>) -> Option<WarehouseChoice> {
     let before = problems.len();
     let emulator = variables.plain("BIGQUERY_EMULATOR_HOST");
     let Some(project) = variables.plain("BIGQUERY_PROJECT") else {
@@ -433,8 +431,8 @@ fn key_of(value: &str) -> Option<Result<String, String>> {
         String::from_utf8(bytes).ok().map(|text| text.trim().to_owned()).filter(|text| text.starts_with('{'))?
     };
     // Shells and web forms turn the key's `\n` into real line breaks, which JSON does not allow, or double its backslash.
-    let parsed = serde_json::from_str::<serde_json::Value>(&json)
-        .or_else(|_| serde_json::from_str(&with_escaped_breaks(&json)));
+    let parsed =
+        serde_json::from_str::<serde_json::Value>(&json).or_else(|_| serde_json::from_str(&with_escaped_breaks(&json)));
     let Ok(mut key) = parsed else { return Some(Err("it is not JSON".to_owned())) };
     if key.get("type").and_then(|kind| kind.as_str()).is_none() {
         return Some(Err("its \"type\" is missing".to_owned()));

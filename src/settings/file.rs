@@ -50,7 +50,10 @@ fn read_text(path: &Path) -> Result<String, (String, String)> {
             return wrong(format!("the settings file {name} may not be read"), cure);
         }
         Err(error) => {
-            return wrong(format!("the settings file {name} cannot be read: {error}"), "name a readable file with --config");
+            return wrong(
+                format!("the settings file {name} cannot be read: {error}"),
+                "name a readable file with --config",
+            );
         }
     }
     if bytes.len() as u64 > LARGEST_FILE {

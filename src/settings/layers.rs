@@ -182,7 +182,9 @@ fn expand(text: &str, variables: Variables<'_>) -> Result<String, Unfilled> {
         }
         out.push_str(&rest[..at]);
         let Some(end) = rest[at..].find('}') else {
-            return Err(Unfilled::Broken("`${` is never closed; write ${VARIABLE}, or $${ for the characters".to_owned()));
+            return Err(Unfilled::Broken(
+                "`${` is never closed; write ${VARIABLE}, or $${ for the characters".to_owned(),
+            ));
         };
         let inside = &rest[at + 2..at + end];
         rest = &rest[at + end + 1..];

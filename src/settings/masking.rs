@@ -9,7 +9,17 @@ use crate::document::{Node, Origin, Table, Value};
 
 /// A key with one of these in its name has a secret value, wherever it is.
 const SECRET_WORDS: [&str; 12] = [
-    "password", "passwd", "secret", "token", "url", "uri", "dsn", "credential", "webhook", "authorization", "apikey",
+    "password",
+    "passwd",
+    "secret",
+    "token",
+    "url",
+    "uri",
+    "dsn",
+    "credential",
+    "webhook",
+    "authorization",
+    "apikey",
     "bearer",
 ];
 

@@ -171,7 +171,9 @@ impl Problem {
                 let origin = if at_key || (node.table().is_some() && *key != node.origin) { key } else { &node.origin };
                 match origin {
                     Origin::Variable(name) => problem.variables = vec![name.clone()],
-                    Origin::File(span) => problem.point(source, span, |line, start| masking::of_line(root, line, start)),
+                    Origin::File(span) => {
+                        problem.point(source, span, |line, start| masking::of_line(root, line, start))
+                    }
                 }
             }
             None => problem.file = Some(source.name.to_owned()),
@@ -212,7 +214,8 @@ impl Problem {
         // Of a long line, the part around the mistake.
         let first = if column + wrong > LINE_WIDTH { column.saturating_sub(LINE_WIDTH / 4) } else { 0 };
         let shown: String = printable(&mask(line, start)).chars().skip(first).take(LINE_WIDTH).collect();
-        let wrong = (column - first)..(column - first + wrong).min(LINE_WIDTH.min(most - first.min(most)).max(column - first + 1));
+        let wrong = (column - first)
+            ..(column - first + wrong).min(LINE_WIDTH.min(most - first.min(most)).max(column - first + 1));
         self.snippet = Some(Snippet { line: shown.trim_end().to_owned(), wrong });
     }
 }
@@ -263,6 +266,18 @@ fn subject(path: &Path) -> String {
 
 /// Text that cannot play tricks on a terminal.
 fn printable(text: &str) -> String {
-    let tricks = |c: char| c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if c == '\t' { ' ' } else if tricks(c) { '\u{fffd}' } else { c }).collect()
+    let tricks = |c: char| {
+        c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars()
+        .map(|c| {
+            if c == '\t' {
+                ' '
+            } else if tricks(c) {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
 }

@@ -28,7 +28,11 @@ impl<'e> Variables<'e> {
         let Some(file) = self.plain(&file_name) else { return Ok(self.plain(name).map(str::to_owned)) };
         let trouble = |reason: String| {
             let message = format!("the file that {file_name} names ({file:?}) cannot be read: {reason}");
-            Problem::variables(&[&file_name], message, "name a readable file with the secret in it, or unset the variable")
+            Problem::variables(
+                &[&file_name],
+                message,
+                "name a readable file with the secret in it, or unset the variable",
+            )
         };
         let mut content = String::new();
         let opened = File::open(file).map_err(|error| trouble(error.to_string()))?;

@@ -48,10 +48,14 @@ fn imports_point_down() {
         let text = fs::read_to_string(path).unwrap();
         // Only what the program itself uses: the tests of a room may look anywhere.
         let text = text.split("#[cfg(test)]").next().unwrap();
-        for (line, part) in text.lines().enumerate().flat_map(|(n, l)| l.match_indices("crate::").map(move |(at, _)| (n, &l[at + 7..]))) {
+        for (line, part) in
+            text.lines().enumerate().flat_map(|(n, l)| l.match_indices("crate::").map(move |(at, _)| (n, &l[at + 7..])))
+        {
             let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
             let names: Vec<&str> = match part[..end].is_empty() {
-                true => part.trim_start_matches('{').split([',', '}']).filter_map(|p| p.trim().split("::").next()).collect(),
+                true => {
+                    part.trim_start_matches('{').split([',', '}']).filter_map(|p| p.trim().split("::").next()).collect()
+                }
                 false => vec![&part[..end]],
             };
             for other in names.into_iter().filter(|name| !name.is_empty() && *name != room) {

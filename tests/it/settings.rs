@@ -318,7 +318,8 @@ fn the_file_is_the_one_that_config_names_else_the_variable() {
 #[test]
 fn what_is_not_toml_is_shown_where_it_begins() {
     let mut shown = String::new();
-    for text in ["[jobs.a\nkind = 1", "a = 1\na = 2", "[defaults]\r\ntimeout = \"10m\r\n", "timeout = 10m", "\u{1}", "[[jobs]]"]
+    for text in
+        ["[jobs.a\nkind = 1", "a = 1\na = 2", "[defaults]\r\ntimeout = \"10m\r\n", "timeout = 10m", "\u{1}", "[[jobs]]"]
     {
         shown += &format!("{}\n\n", problems(text, &[]));
     }
@@ -349,7 +350,10 @@ fn redis_comes_from_its_url_or_its_parts() {
     let filled = [("REDIS_URL", "redis://localhost:6380"), ("REDIS_PASSWORD", "pw"), ("REDIS_DB", "2")];
     assert_eq!(redis_url(&filled), ("redis://:pw@localhost:6380/2".to_owned(), 2));
     let settings = good(PLAIN, &[("REDIS_URL", "redis://localhost/4")]);
-    assert_eq!(settings.datasets["transactions"].database, 4, "a dataset that names no database is where REDIS_URL points");
+    assert_eq!(
+        settings.datasets["transactions"].database, 4,
+        "a dataset that names no database is where REDIS_URL points"
+    );
 }
 
 #[test]
@@ -374,11 +378,11 @@ fn variables_that_disagree_stop_the_start_with_both_names() {
         let shown = bad_backends(variables);
         assert!(shown.contains(&format!("{} and {} disagree", names[0], names[1])), "{shown}");
     }
-    let problems = problems(
-        PLAIN,
-        &[("LAMPLIGHTER__DEFAULTS__TIMEOUT", "1m"), ("lamplighter__defaults__timeout", "2m")],
+    let problems =
+        problems(PLAIN, &[("LAMPLIGHTER__DEFAULTS__TIMEOUT", "1m"), ("lamplighter__defaults__timeout", "2m")]);
+    assert!(
+        problems.to_string().contains("LAMPLIGHTER__DEFAULTS__TIMEOUT and lamplighter__defaults__timeout disagree")
     );
-    assert!(problems.to_string().contains("LAMPLIGHTER__DEFAULTS__TIMEOUT and lamplighter__defaults__timeout disagree"));
 }
 
 #[test]
@@ -509,10 +513,12 @@ impl Generated {
 fn generated() -> impl Strategy<Value = Generated> {
     let columns = prop::collection::btree_set("[a-z_]{1,12}", 0..=4);
     let parts = ("[a-zA-Z0-9_-]{1,30}", 1..100_000_u64, 1..=100_u32, 0..=65_535_u16, "[^$\\p{Cc}]{1,30}", columns);
-    (parts, any::<bool>(), any::<bool>()).prop_map(|((name, seconds, attempts, database, queue, columns), json, paused)| {
-        let columns = if json { Vec::new() } else { columns.into_iter().collect() };
-        Generated { name, seconds, attempts, database, queue, columns, json, paused }
-    })
+    (parts, any::<bool>(), any::<bool>()).prop_map(
+        |((name, seconds, attempts, database, queue, columns), json, paused)| {
+            let columns = if json { Vec::new() } else { columns.into_iter().collect() };
+            Generated { name, seconds, attempts, database, queue, columns, json, paused }
+        },
+    )
 }
 
 proptest! {

@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use chrono_tz::Tz;
-use serde::de::{Deserializer, Error};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 
 use super::{CatchUp, OnCrash, Overlap, Retry, WhenDbDown};
 use crate::history::Severity;
@@ -127,7 +127,8 @@ impl<'de> Deserialize<'de> for CronLine {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Zone(pub(super) Tz);
 
-static ZONES: LazyLock<Vec<&'static str>> = LazyLock::new(|| chrono_tz::TZ_VARIANTS.iter().map(|tz| tz.name()).collect());
+static ZONES: LazyLock<Vec<&'static str>> =
+    LazyLock::new(|| chrono_tz::TZ_VARIANTS.iter().map(|tz| tz.name()).collect());
 
 impl<'de> Deserialize<'de> for Zone {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
