@@ -4,6 +4,7 @@
 
 mod backends;
 mod file;
+mod google;
 mod layers;
 mod masking;
 mod problems;
@@ -16,7 +17,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-pub use self::backends::{Backends, CacheChoice, GoogleCredentials, HistoryChoice, WarehouseChoice};
+pub use self::backends::{Backends, CacheChoice, HistoryChoice, WarehouseChoice};
+pub use self::google::GoogleCredentials;
 use self::problems::Source;
 pub use self::problems::{Problem, Problems};
 pub use self::variables::Env;
@@ -75,7 +77,7 @@ impl Settings {
     /// Everything that is wrong with it and with the environment.
     pub fn parse(path: &Path, text: &str, env: &Env, kinds: &Registry) -> Result<Self, Problems> {
         let name = path.display().to_string();
-        let source = Source { name: &name, text };
+        let mut source = Source::new(&name, text);
         let variables = Variables(env);
         let (backends, mut problems) = match Backends::from_env(env) {
             Ok(backends) => (Some(backends), Vec::new()),
@@ -91,6 +93,7 @@ impl Settings {
         problems.extend(layers::overlay(&mut root, variables));
         let filled = layers::fill_in(&mut root, variables);
         masking::mark(&mut root);
+        source.hide(masking::secret_places(&root));
         problems.extend(filled.problems);
 
         let mut reader = Reader { root: &root, faults: filled.faults, unfilled: filled.unfilled, kinds };
@@ -110,7 +113,7 @@ impl Settings {
 
         let mut notes = backends.notes.clone();
         for (receiver, variable) in &off {
-            notes.push(format!("receiver {receiver} is off, because {variable} is not set; who would tell nobody else tells the console"));
+            notes.push(format!("receiver {receiver} is off, because {variable} is not set; jobs that notify nobody else tell the console"));
         }
         for job in &mut jobs {
             let wanted = job.notify.len();
@@ -146,7 +149,10 @@ impl<'t> Reader<'t> {
             let path = fault.path.clone().unwrap_or_default();
             let said = |known: &Fault| known.path.as_ref().is_some_and(|known| *known != path && path.holds(known));
             let about_value = matches!(fault.what, What::Said(_));
-            if !self.unfilled.contains(&path) && !(about_value && self.faults.iter().any(said)) {
+            if self.faults.len() >= MOST_FAULTS {
+                return;
+            }
+            if !self.unfilled.contains(&path) && (!about_value || !self.faults.iter().any(said)) {
                 self.faults.push(fault);
             }
         }
@@ -287,9 +293,13 @@ impl<'t> Reader<'t> {
     }
 
     fn check_names(&mut self, list: &document::Path, noun: &'static str, names: &[String], known: &[&str]) {
+        let mut seen = BTreeSet::new();
         for (index, name) in names.iter().enumerate() {
+            if self.faults.len() >= MOST_FAULTS {
+                return;
+            }
             let path = list.index(index);
-            if names[..index].contains(name) {
+            if !seen.insert(name) {
                 self.blame([Fault::said(path, format!("the same {noun} is named twice"))]);
             } else if !known.contains(&name.as_str()) {
                 let choices: Vec<String> = known.iter().map(|name| (*name).to_owned()).collect();

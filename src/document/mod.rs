@@ -4,10 +4,12 @@
 //! again and again, each time without the values that were found wrong ([`Reading::read`]), and every fault keeps its path.
 
 mod fault;
+mod fields;
 mod fill;
 mod node;
 mod read;
 
 pub(crate) use self::fault::{Fault, What, clip};
+pub(crate) use self::fields::keys_of;
 pub(crate) use self::node::{Entry, Node, Origin, Path, Step, SyntaxError, Table, Value, parse};
-pub(crate) use self::read::{Reading, Scope, keys_of};
+pub(crate) use self::read::{Reading, Scope};

@@ -248,7 +248,7 @@ impl InNode<'_> {
     }
 
     /// A variable's value read as TOML, where a list or a table is wanted.
-    fn from_variable(&self) -> Option<Node> {
+    fn variable_as_toml(&self) -> Option<Node> {
         let Value::Text(Text { value, from_variable: true, .. }) = &self.node.value else { return None };
         let mut node = parse_value(value.trim(), &self.node.origin)?;
         node.secret = self.node.secret;
@@ -257,7 +257,7 @@ impl InNode<'_> {
 
     /// Numbers and booleans: a variable's value is read as one.
     fn scalar<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        match self.from_variable() {
+        match self.variable_as_toml() {
             Some(node) if node.text().is_none() => InNode { node: &node, ..self }.deserialize_any(visitor),
             _ => self.deserialize_any(visitor),
         }
@@ -303,7 +303,7 @@ impl<'de> Deserializer<'de> for InNode<'_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Fault> {
-        let parsed = self.from_variable();
+        let parsed = self.variable_as_toml();
         match &parsed.as_ref().unwrap_or(self.node).value {
             Value::Table(table) => {
                 InTable { cx: self.cx, table, path: self.path }.deserialize_struct(name, fields, visitor)
@@ -313,7 +313,7 @@ impl<'de> Deserializer<'de> for InNode<'_> {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        match self.from_variable() {
+        match self.variable_as_toml() {
             Some(node) if node.table().is_some() => InNode { node: &node, ..self }.deserialize_any(visitor),
             _ => self.deserialize_any(visitor),
         }
@@ -324,7 +324,7 @@ impl<'de> Deserializer<'de> for InNode<'_> {
         if !text.from_variable {
             return self.deserialize_any(visitor);
         }
-        if let Some(node) = self.from_variable().filter(|node| matches!(node.value, Value::Array(_))) {
+        if let Some(node) = self.variable_as_toml().filter(|node| matches!(node.value, Value::Array(_))) {
             return InNode { node: &node, ..self }.deserialize_any(visitor);
         }
         // Without brackets: words with commas between them.
@@ -427,38 +427,5 @@ impl<'de> SeqAccess<'de> for Items<'_> {
             }
         }
         Ok(None)
-    }
-}
-
-/// The keys that a struct knows, in the order of its fields; none if it is not a plain struct.
-pub(crate) fn keys_of<T: DeserializeOwned>() -> &'static [&'static str] {
-    let keys = Cell::new(&[][..]);
-    // Always fails: it is asked for nothing but its fields.
-    let _: Result<T, Fault> = T::deserialize(Asking(&keys));
-    keys.get()
-}
-
-struct Asking<'a>(&'a Cell<&'static [&'static str]>);
-
-impl<'de> Deserializer<'de> for Asking<'_> {
-    type Error = Fault;
-
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Fault> {
-        Err(Fault::custom("asked for its fields"))
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        fields: &'static [&'static str],
-        _: V,
-    ) -> Result<V::Value, Fault> {
-        self.0.set(fields);
-        Err(Fault::custom("asked for its fields"))
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
-        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
     }
 }

@@ -10,6 +10,7 @@ use super::datasets::Datasets;
 use super::kind::{JobContext, JobError, JobKind, Outcome, Plan};
 use super::spec::COMMON_KEYS;
 use crate::document::{Fault, Reading, Scope, What, keys_of};
+use crate::units::nearest;
 
 /// A [`JobKind`] with its type forgotten.
 pub trait Job: Send + Sync {
@@ -85,7 +86,9 @@ impl Registry {
     /// Reads what the kind that the table names has to say of it.
     pub(super) fn read(&self, table: &Reading<'_>) -> Result<Arc<dyn Job>, Vec<Fault>> {
         let Some(kind) = table.table.get("kind") else {
-            return Err(vec![Fault::at(table.path.clone(), What::MissingKey("kind"))]);
+            let mut faults = misspelt(table);
+            faults.push(Fault::at(table.path.clone(), What::MissingKey("kind")));
+            return Err(faults);
         };
         let path = table.path.key("kind");
         let Some(word) = kind.node.text() else {
@@ -96,10 +99,24 @@ impl Registry {
             Some(read) => read(table),
             None => {
                 let choices = self.names().map(str::to_owned).collect();
-                Err(vec![Fault::at(path, What::NotAChoice { found: word.shown().to_owned(), choices })])
+                let mut faults = misspelt(table);
+                faults.push(Fault::at(path, What::NotAChoice { found: word.shown().to_owned(), choices }));
+                Err(faults)
             }
         }
     }
+}
+
+/// Keys that are nearly ones that every job has. Without a kind nobody knows what the others mean.
+fn misspelt(table: &Reading<'_>) -> Vec<Fault> {
+    let unknown = table.table.keys().filter(|key| !COMMON_KEYS.contains(&key.as_str()));
+    let misspelt = unknown.filter(|key| nearest(key, COMMON_KEYS.iter().copied()).is_some());
+    misspelt
+        .map(|key| {
+            let what = What::UnknownKey { key: key.clone(), choices: COMMON_KEYS.to_vec() };
+            Fault::at(table.path.clone(), what)
+        })
+        .collect()
 }
 
 #[cfg(test)]

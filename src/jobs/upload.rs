@@ -60,20 +60,6 @@ impl JobKind for Upload {
 
     fn validate(&self, datasets: &Datasets) -> Vec<(&'static str, String)> {
         let mut mistakes = Vec::new();
-        if self.datasets.is_empty() {
-            mistakes.push(("datasets", "names no dataset; name at least one of [datasets]".to_owned()));
-        }
-        for (at, name) in self.datasets.iter().enumerate() {
-            if !datasets.contains_key(name) {
-                let near = crate::units::nearest(name, datasets.keys().map(String::as_str));
-                let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
-                let known: Vec<&str> = datasets.keys().map(String::as_str).collect();
-                mistakes
-                    .push(("datasets", format!("no dataset is called {name:?}{hint} There are: {}", known.join(", "))));
-            } else if self.datasets[..at].contains(name) {
-                mistakes.push(("datasets", format!("names {name:?} twice")));
-            }
-        }
         let named: Vec<_> = self.datasets.iter().filter_map(|name| datasets.get(name)).collect();
         for (name, dataset) in datasets {
             let shared = named.iter().any(|other| other.queue_ref() == dataset.queue_ref());

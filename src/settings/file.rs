@@ -11,7 +11,7 @@ use super::variables::Variables;
 const LARGEST_FILE: u64 = 1 << 20;
 
 /// The file's path and text.
-pub(super) fn read(config: Option<&Path>, variables: Variables<'_>) -> Result<(PathBuf, String), Problem> {
+pub(super) fn read(config: Option<&Path>, variables: Variables<'_>) -> Result<(PathBuf, String), Box<Problem>> {
     let by_variable = variables.plain("LAMPLIGHTER_CONFIG");
     let path = config.map(Path::to_owned).or(by_variable.map(PathBuf::from)).unwrap_or_else(|| "jobs.toml".into());
     let text = read_text(&path).map_err(|(message, cure)| {
@@ -19,7 +19,7 @@ pub(super) fn read(config: Option<&Path>, variables: Variables<'_>) -> Result<(P
         if config.is_none() && by_variable.is_some() {
             problem.variables.push("LAMPLIGHTER_CONFIG".to_owned());
         }
-        problem
+        Box::new(problem)
     })?;
     Ok((path, text))
 }

@@ -32,15 +32,15 @@ pub(super) fn overlay(root: &mut Table, variables: Variables<'_>) -> Vec<Problem
         let Ok(value) = value.into_string() else { continue };
         let segments: Vec<&str> = key.split('.').collect();
         if let Err(problem) = put(root, name, &segments, value) {
-            problems.push(problem);
+            problems.push(*problem);
         }
     }
     problems
 }
 
-fn put(root: &mut Table, name: &str, segments: &[&str], value: String) -> Result<(), Problem> {
+fn put(root: &mut Table, name: &str, segments: &[&str], value: String) -> Result<(), Box<Problem>> {
     let cure = "write LAMPLIGHTER__SECTION__NAME__KEY, for example LAMPLIGHTER__JOBS__NIGHTLY_UPLOAD__TIMEOUT=30m";
-    let wrong = |message: String| Problem::variables(&[name], message, cure);
+    let wrong = |message: String| Box::new(Problem::variables(&[name], message, cure));
     let named = ["jobs", "datasets", "receivers"].contains(&segments[0]);
     if segments.contains(&"") || segments.len() < if named { 3 } else { 2 } {
         return Err(wrong(format!("{name} names no key of the settings")));
@@ -202,7 +202,7 @@ fn expand(text: &str, variables: Variables<'_>) -> Result<String, Unfilled> {
             (Ok(Some(value)), _) => out.push_str(&value),
             (Ok(None), Some(default)) => out.push_str(default),
             (Ok(None), None) => return Err(Unfilled::Unset(name.to_owned())),
-            (Err(problem), _) => return Err(Unfilled::Unreadable(Box::new(problem))),
+            (Err(problem), _) => return Err(Unfilled::Unreadable(problem)),
         }
     }
     out.push_str(rest);

@@ -69,17 +69,23 @@ fn looks_secret(text: &str) -> bool {
     text.contains("://") || text.contains("whsec_")
 }
 
-/// A line of a document that could be read, without its secrets. `start` is the position of its first byte.
-pub(super) fn of_line(root: &Table, line: &str, start: usize) -> String {
-    let mut hidden = Vec::new();
-    root.values().for_each(|entry| secrets(&entry.node, &mut hidden));
-    hidden.retain(|span| span.start < start + line.len() && start < span.end);
-    hidden.sort_by_key(|span| span.start);
-    let mut shown = String::with_capacity(line.len());
-    let mut spans = hidden.iter().peekable();
-    for (at, c) in line.char_indices() {
-        while spans.next_if(|span| span.end <= start + at).is_some() {}
-        let secret = spans.peek().is_some_and(|span| span.contains(&(start + at)));
+/// The places of a document that must not be shown, in order.
+pub(super) fn secret_places(root: &Table) -> Vec<Range<usize>> {
+    let mut places = Vec::new();
+    root.values().for_each(|entry| secrets(&entry.node, &mut places));
+    places.sort_by_key(|place| place.start);
+    places
+}
+
+/// Part of a line of a document that could be read, without its secrets.
+pub(super) fn of_line(text: &str, secrets: &[Range<usize>], part: Range<usize>) -> String {
+    let before = secrets.partition_point(|place| place.end <= part.start);
+    let mut places = secrets[before..].iter().peekable();
+    let mut shown = String::with_capacity(part.len());
+    for (at, c) in text[part.clone()].char_indices() {
+        let at = part.start + at;
+        while places.next_if(|place| place.end <= at).is_some() {}
+        let secret = places.peek().is_some_and(|place| place.contains(&at));
         shown.push(if secret { '*' } else { c });
     }
     // What stands in comments was never read.
@@ -94,7 +100,9 @@ fn secrets(node: &Node, found: &mut Vec<Range<usize>>) {
             name.is_some_and(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
         });
         if let (Origin::File(span), false) = (&node.origin, names_one || node.table().is_some()) {
+            // All of it; nothing inside needs a place of its own.
             found.push(span.clone());
+            return;
         }
     }
     match &node.value {
@@ -104,20 +112,25 @@ fn secrets(node: &Node, found: &mut Vec<Range<usize>>) {
     }
 }
 
-/// A line of a text that is not TOML: nobody knows where its values begin and end, so rather too much is blotted out.
-pub(super) fn of_broken_line(text: &str, line: &str, start: usize) -> String {
-    let header = text[..start].lines().rev().map(str::trim_start).find(|line| line.starts_with('['));
+/// Part of a line of a text that is not TOML: nobody knows where its values begin and end, so rather too much is blotted out.
+pub(super) fn of_broken_line(text: &str, line: Range<usize>, part: Range<usize>) -> String {
+    let header = text[..line.start].lines().rev().map(str::trim_start).find(|line| line.starts_with('['));
     let in_receivers = header.is_some_and(|header| header.contains("receivers"));
-    let trimmed = line.trim_start();
-    match line.find('=') {
-        Some(at) if in_receivers || is_secret_key(&line[..at]) || looks_secret(line) => blot(line, at + 1),
-        None if looks_secret(line) => blot(line, 0),
+    let whole = &text[line.clone()];
+    let hidden_from = match whole.find('=') {
+        Some(at) if in_receivers || is_secret_key(&whole[..at]) || looks_secret(whole) => Some(at + 1),
+        None if looks_secret(whole) => Some(0),
         // The inside of a text that spans lines, perhaps.
-        None if in_receivers && !trimmed.starts_with(['[', '#']) => blot(line, 0),
-        _ => line.to_owned(),
+        None if in_receivers && !whole.trim_start().starts_with(['[', '#']) => Some(0),
+        _ => None,
+    };
+    let shown = &text[part.clone()];
+    match hidden_from {
+        Some(from) => blot(shown, (line.start + from).saturating_sub(part.start)),
+        None => shown.to_owned(),
     }
 }
 
-fn blot(line: &str, from: usize) -> String {
-    line.char_indices().map(|(at, c)| if at < from || c.is_whitespace() { c } else { '*' }).collect()
+fn blot(text: &str, from: usize) -> String {
+    text.char_indices().map(|(at, c)| if at < from || c.is_whitespace() { c } else { '*' }).collect()
 }

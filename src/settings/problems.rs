@@ -58,10 +58,24 @@ struct Snippet {
     wrong: Range<usize>,
 }
 
-/// A settings file: its name and its text.
+/// A settings file: its name and its text, and what of it must not be shown.
 pub(super) struct Source<'a> {
-    pub(super) name: &'a str,
-    pub(super) text: &'a str,
+    name: &'a str,
+    text: &'a str,
+    lines: Vec<usize>,
+    secrets: Vec<Range<usize>>,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(name: &'a str, text: &'a str) -> Self {
+        let after_breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        Self { name, text, lines: std::iter::once(0).chain(after_breaks).collect(), secrets: Vec::new() }
+    }
+
+    /// Notes the places that must not be shown, in order.
+    pub(super) fn hide(&mut self, secrets: Vec<Range<usize>>) {
+        self.secrets = secrets;
+    }
 }
 
 impl Problems {
@@ -81,9 +95,9 @@ impl Problems {
     }
 }
 
-impl From<Problem> for Problems {
-    fn from(problem: Problem) -> Self {
-        Self::new(vec![problem])
+impl From<Box<Problem>> for Problems {
+    fn from(problem: Box<Problem>) -> Self {
+        Self::new(vec![*problem])
     }
 }
 
@@ -149,7 +163,7 @@ impl Problem {
     /// A place where the file is not TOML.
     pub(super) fn syntax(source: &Source<'_>, error: &SyntaxError) -> Self {
         let mut problem = Self::say(format!("this is not TOML: {}", clip(&error.message, 200)));
-        problem.point(source, &error.span, |line, start| masking::of_broken_line(source.text, line, start));
+        problem.point(source, &error.span, |line, part| masking::of_broken_line(source.text, line, part));
         problem
     }
 
@@ -172,7 +186,7 @@ impl Problem {
                 match origin {
                     Origin::Variable(name) => problem.variables = vec![name.clone()],
                     Origin::File(span) => {
-                        problem.point(source, span, |line, start| masking::of_line(root, line, start))
+                        problem.point(source, span, |_, part| masking::of_line(source.text, &source.secrets, part))
                     }
                 }
             }
@@ -195,28 +209,36 @@ impl Problem {
         }
     }
 
-    /// Notes the place, and shows the line as `mask` lets it through (it is given the line and its first byte's position).
-    fn point(&mut self, source: &Source<'_>, span: &Range<usize>, mask: impl FnOnce(&str, usize) -> String) {
+    /// Notes the place, and shows part of its line as `mask` lets it through (it is given the ranges of line and part).
+    fn point(
+        &mut self,
+        source: &Source<'_>,
+        span: &Range<usize>,
+        mask: impl FnOnce(Range<usize>, Range<usize>) -> String,
+    ) {
         let text = source.text;
         let mut at = span.start.min(text.len());
         while !text.is_char_boundary(at) {
             at -= 1;
         }
-        let start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
-        let end = text[at..].find('\n').map_or(text.len(), |newline| at + newline);
-        let line = text[start..end].trim_end_matches('\r');
+        let number = source.lines.partition_point(|start| *start <= at);
+        let start = source.lines[number - 1];
+        let end = source.lines.get(number).map_or(text.len(), |next| next - 1);
+        let line = start..end;
         let column = text[start..at].chars().count();
-        let most = line.chars().count();
         let wrong = text.get(at..span.end.clamp(at, end)).map_or(1, |wrong| wrong.chars().count()).max(1);
-        (self.file, self.line) = (Some(source.name.to_owned()), Some(text[..start].matches('\n').count() + 1));
-        self.column = Some(column + 1);
+        (self.file, self.line, self.column) = (Some(source.name.to_owned()), Some(number), Some(column + 1));
 
         // Of a long line, the part around the mistake.
         let first = if column + wrong > LINE_WIDTH { column.saturating_sub(LINE_WIDTH / 4) } else { 0 };
-        let shown: String = printable(&mask(line, start)).chars().skip(first).take(LINE_WIDTH).collect();
-        let wrong = (column - first)
-            ..(column - first + wrong).min(LINE_WIDTH.min(most - first.min(most)).max(column - first + 1));
-        self.snippet = Some(Snippet { line: shown.trim_end().to_owned(), wrong });
+        let byte = |characters: usize, from: usize| {
+            text[from..end].char_indices().nth(characters).map_or(end, |(offset, _)| from + offset)
+        };
+        let part_start = byte(first, start);
+        let part = part_start..byte(LINE_WIDTH, part_start);
+        let shown = printable(mask(line, part).trim_end());
+        let begin = column - first;
+        self.snippet = Some(Snippet { line: shown, wrong: begin..(begin + wrong).min(LINE_WIDTH).max(begin + 1) });
     }
 }
 

@@ -23,16 +23,13 @@ impl<'e> Variables<'e> {
     }
 
     /// The value of `NAME`, or the content of the file that `NAME_FILE` names.
-    pub(super) fn get(self, name: &str) -> Result<Option<String>, Problem> {
+    pub(super) fn get(self, name: &str) -> Result<Option<String>, Box<Problem>> {
         let file_name = format!("{name}_FILE");
         let Some(file) = self.plain(&file_name) else { return Ok(self.plain(name).map(str::to_owned)) };
         let trouble = |reason: String| {
             let message = format!("the file that {file_name} names ({file:?}) cannot be read: {reason}");
-            Problem::variables(
-                &[&file_name],
-                message,
-                "name a readable file with the secret in it, or unset the variable",
-            )
+            let cure = "name a readable file with the secret in it, or unset the variable";
+            Box::new(Problem::variables(&[&file_name], message, cure))
         };
         let mut content = String::new();
         let opened = File::open(file).map_err(|error| trouble(error.to_string()))?;
@@ -43,24 +40,32 @@ impl<'e> Variables<'e> {
         }
         let content = content.trim().to_owned();
         match self.plain(name) {
-            Some(value) if value != content => Err(disagree(&[name, &file_name])),
+            Some(value) if value != content => Err(Box::new(disagree(&[name, &file_name]))),
             _ => Ok((!content.is_empty()).then_some(content)),
         }
     }
 
     /// The one value of several variables that mean the same, with the name of the first that is set.
-    pub(super) fn agreed<'n>(self, names: &[&'n str]) -> Result<Option<(&'n str, String)>, Problem> {
+    pub(super) fn agreed<'n>(self, names: &[&'n str]) -> Result<Option<(&'n str, String)>, Box<Problem>> {
         let mut first: Option<(&str, String)> = None;
         for name in names {
             let Some(value) = self.get(name)? else { continue };
             match &first {
                 None => first = Some((name, value)),
                 Some((_, other)) if *other == value => {}
-                Some((other, _)) => return Err(disagree(&[other, name])),
+                Some((other, _)) => return Err(Box::new(disagree(&[other, name]))),
             }
         }
         Ok(first)
     }
+}
+
+/// Takes the value or notes the problem.
+pub(super) fn take<T>(result: Result<Option<T>, Box<Problem>>, problems: &mut Vec<Problem>) -> Option<T> {
+    result.unwrap_or_else(|problem| {
+        problems.push(*problem);
+        None
+    })
 }
 
 /// Two variables that contradict each other. Their values are not shown: they may be secrets.

@@ -1,5 +1,7 @@
 //! One suite over both histories; then what only one of them has.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod alerts;
 mod dead_letters;
 mod errors;

@@ -63,7 +63,7 @@ fn redis_url(variables: &[(&str, &str)]) -> (String, u16) {
 }
 
 fn noon() -> DateTime<Utc> {
-    "2026-11-20T12:00:00Z".parse().unwrap()
+    "2026-11-20T12:00:00Z".parse().expect("it is an instant")
 }
 
 /// What schedule.rs says of a cron line is tested there; here only that it is said, and where.
@@ -185,10 +185,7 @@ fn a_mistake_in_a_variable_names_the_variable() {
 
 #[test]
 fn variables_are_filled_into_texts() {
-    let text = PLAIN
-        .replace("\"upload_queue\"", "\"${TEAM}_queue_${SUFFIX:-live}\"")
-        .replace("\"tx:{id}\"", "\"$${TEAM}:{id}\"".replace("{id}", "{id}").as_str())
-        .replace("$${TEAM}:{id}", "$${id}");
+    let text = PLAIN.replace("\"upload_queue\"", "\"${TEAM}_queue_${SUFFIX:-live}\"").replace("tx:{id}", "$${id}");
     let settings = good(&text, &[("TEAM", "risk"), ("SUFFIX", "")]);
     assert_eq!(settings.datasets["transactions"].queue, "risk_queue_live");
     assert_eq!(settings.datasets["transactions"].keys.as_str(), "${id}");
@@ -308,9 +305,10 @@ fn the_file_is_the_one_that_config_names_else_the_variable() {
     fs::write(&one, PLAIN).unwrap();
     fs::write(&two, "").unwrap();
     let variables = env(&[("LAMPLIGHTER_CONFIG", two.to_str().unwrap())]);
-    let by_flag = Settings::load(Some(&one), &variables, &jobs::kinds()).ok().expect("it is right");
+    let by_flag =
+        Settings::load(Some(&one), &variables, &jobs::kinds()).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!((by_flag.file, by_flag.jobs.len()), (one, 1));
-    let by_variable = Settings::load(None, &variables, &jobs::kinds()).ok().expect("it is right");
+    let by_variable = Settings::load(None, &variables, &jobs::kinds()).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!((by_variable.file, by_variable.jobs.len()), (two, 0));
     assert!(by_variable.notes[0].contains("has no jobs"), "{:?}", by_variable.notes);
 }
@@ -347,6 +345,8 @@ fn redis_comes_from_its_url_or_its_parts() {
         ("REDISPASSWORD", "pw+"),
     ];
     assert_eq!(redis_url(&railway), ("redis://default:pw%2B@redis.railway.internal:6379".to_owned(), 0));
+    let ampersand = [("REDIS_URL", "redis://:a&b%3D@localhost:6379"), ("REDIS_PASSWORD", "a&b=")];
+    assert_eq!(redis_url(&ampersand).0, ampersand[0].1);
     let filled = [("REDIS_URL", "redis://localhost:6380"), ("REDIS_PASSWORD", "pw"), ("REDIS_DB", "2")];
     assert_eq!(redis_url(&filled), ("redis://:pw@localhost:6380/2".to_owned(), 2));
     let settings = good(PLAIN, &[("REDIS_URL", "redis://localhost/4")]);
@@ -475,6 +475,43 @@ fn more_loads_than_bigquery_takes_in_a_day_are_a_warning() {
     let second = "\n[jobs.other]\nkind = \"upload\"\nevery = \"1m\"\ndatasets = [\"transactions\"]\n";
     let both = PLAIN.replace("schedule = \"0 2 * * *\"", "every = \"1m\"") + second;
     assert_eq!(good(&both, &[]).warnings(noon()).len(), 1, "two jobs' loads into one table add up");
+}
+
+#[test]
+fn every_key_and_kind_is_explained_in_the_docs() {
+    let docs = include_str!("../../docs/jobs.md");
+    for kind in jobs::kinds().names() {
+        assert!(docs.contains(&format!("\n### {kind}\n")), "docs/jobs.md has no heading for the kind {kind}");
+    }
+    // The sentences that list what is allowed know every key.
+    let asked = "[defaults]\nx = 1\nretry.x = 1\n[receivers.a]\nkind = \"webhook\"\nx = 1\n[datasets.a]\nx = 1\n\
+                 [jobs.a]\nkind = \"upload\"\nx = 1\n";
+    let problems = problems(asked, &[]);
+    let allowed: Vec<&str> = problems
+        .iter()
+        .filter(|problem| problem.message == "unknown key `x`")
+        .filter_map(|problem| problem.allowed.as_deref()?.strip_prefix("allowed: "))
+        .collect();
+    assert_eq!(allowed.len(), 5, "{problems}");
+    for key in allowed.iter().flat_map(|keys| keys.split(", ")).filter(|key| *key != "retry") {
+        let explained = [format!("| `{key}` |"), format!("| `retry.{key}` |")].iter().any(|row| docs.contains(row));
+        assert!(explained, "docs/jobs.md does not explain {key}");
+    }
+}
+
+#[test]
+fn the_largest_and_worst_file_is_refused_in_little_time_and_few_words() {
+    let many_keys: String = (0..60_000).map(|n| format!("key{n} = 1\n")).collect();
+    let many_names = format!("{PLAIN}[defaults]\nnotify = [{}]", "\"nobody\",".repeat(50_000));
+    let many_values = format!("[defaults]\nnotify = [{}]", "1,".repeat(100_000));
+    let many_jobs: String = (0..20_000).map(|n| format!("[jobs.j{n}]\nkind = \"uplod\"\n")).collect();
+    let long_word = format!("{} = \"{}\"", "k".repeat(400_000), "v".repeat(400_000));
+    for text in [many_keys, many_names, many_values, many_jobs, long_word] {
+        let begin = std::time::Instant::now();
+        let shown = problems(&text, &[]).to_string();
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?} for {:.40}", begin.elapsed(), text);
+        assert!(shown.len() < 100_000, "{} bytes for {:.40}", shown.len(), text);
+    }
 }
 
 /// A settings file that is right, and what it says.

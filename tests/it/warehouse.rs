@@ -1,6 +1,8 @@
 //! One suite over every warehouse, then what only BigQuery can do to us: answers that lie, connections that break, and
 //! credentials that are not accepted.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 mod faults;
 mod logins;
 

@@ -134,12 +134,13 @@ async fn find_holders<S: Session>(s: &mut S, runs: &[&NewRun]) -> Result<HashMap
                 int("attempt", runs, |run| Some(run.attempt.into())),
                 text("owner", runs, |run| &run.owner),
             ],
+            // CROSS JOIN makes SQLite go through what is given and look each up by its index, never the other way round.
             // The first kind is a claim that we won, but whose answer got lost on the way, so that it was asked again.
             "SELECT given.id AS claim, run.id AS holder, CASE WHEN run.state = 'running' AND run.owner = given.owner \
-               THEN 'won' ELSE 'taken' END AS answer FROM given JOIN job_runs run ON run.id = given.id \
-             UNION ALL SELECT given.id, run.id, 'taken' FROM given JOIN job_runs run ON run.job = given.job \
+               THEN 'won' ELSE 'taken' END AS answer FROM given CROSS JOIN job_runs run WHERE run.id = given.id \
+             UNION ALL SELECT given.id, run.id, 'taken' FROM given CROSS JOIN job_runs run WHERE run.job = given.job \
                AND run.slot = given.slot AND run.slot IS NOT NULL AND run.attempt = given.attempt \
-             UNION ALL SELECT given.id, run.id, 'busy' FROM given JOIN job_runs run ON run.job = given.job \
+             UNION ALL SELECT given.id, run.id, 'busy' FROM given CROSS JOIN job_runs run WHERE run.job = given.job \
                AND run.state = 'running' AND run.exclusive",
         )
         .await?;

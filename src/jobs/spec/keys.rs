@@ -136,3 +136,17 @@ impl<'de> Deserialize<'de> for Zone {
         name.parse().map(Self).map_err(|_| D::Error::unknown_variant(&name, &ZONES))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::COMMON_KEYS;
+    use super::{Defaults, JobKeys};
+    use crate::document::keys_of;
+
+    #[test]
+    fn the_list_of_common_keys_is_complete() {
+        let own: Vec<&str> = COMMON_KEYS.iter().copied().filter(|key| *key != "kind").collect();
+        assert_eq!(own, keys_of::<JobKeys>());
+        assert!(keys_of::<Defaults>().iter().all(|key| COMMON_KEYS.contains(key)));
+    }
+}

@@ -141,6 +141,7 @@ async fn a_won_claim_is_a_running_row(bench: Bench) {
     assert_eq!(row, expected);
 }
 
+#[expect(clippy::print_stdout, reason = "the figures are what one wants to see with --nocapture")]
 async fn ten_thousand_claims_in_one_call_are_fast(bench: Bench) {
     let name = bench.history.describe();
     let runs: Vec<NewRun> = (0..10_000).map(|i| exclusive(run(&format!("job-{i}"), 0))).collect();

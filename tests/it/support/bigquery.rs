@@ -3,6 +3,8 @@
 //! It runs in a Python environment that `bigquery/setup.sh` makes, and ends with us: it watches its standard input, which
 //! closes however this process ends.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -1,6 +1,8 @@
 //! A TCP proxy that breaks connections at chosen moments. It knows no protocol: a fault is armed with some bytes, and
 //! strikes once, at the next request that contains them.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

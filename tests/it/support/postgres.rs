@@ -2,6 +2,8 @@
 //! test may stop and start again. Data lives in a temporary folder. A server ends with the process that started it, however
 //! that ends: its keeper, a line of shell, holds the other end of a pipe.
 
+#![expect(clippy::unwrap_used, reason = "a test whose server fails should say where and stop")]
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -23,22 +25,22 @@ const TEMPLATE: &str = "migrated";
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
 
 /// The server that the tests of this process share.
-pub struct Postgres;
+pub(crate) struct Postgres;
 
 /// A database of one test.
-pub struct TestDatabase {
+pub(crate) struct TestDatabase {
     /// With user and password.
-    pub url: String,
+    pub(crate) url: String,
 }
 
 impl Postgres {
     /// A new database with all tables, on the shared server.
-    pub async fn database() -> TestDatabase {
+    pub(crate) async fn database() -> TestDatabase {
         Self::shared().await.database().await
     }
 
     /// A new database without tables, on the shared server.
-    pub async fn empty_database() -> TestDatabase {
+    pub(crate) async fn empty_database() -> TestDatabase {
         Self::shared().await.empty_database().await
     }
 
@@ -49,7 +51,7 @@ impl Postgres {
 }
 
 /// A server of one's own.
-pub struct PostgresServer {
+pub(crate) struct PostgresServer {
     port: u16,
     keeper: Mutex<Keeper>,
     folder: PathBuf,
@@ -59,7 +61,7 @@ pub struct PostgresServer {
 
 impl PostgresServer {
     /// Starts a server on a free port.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let mut last = String::new();
         // A port that was free may be taken before the server has it.
         for _ in 0..5 {
@@ -75,18 +77,13 @@ impl PostgresServer {
         panic!("PostgreSQL does not start: {last}");
     }
 
-    /// Its port on 127.0.0.1.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
     /// The address of a database on this server.
-    pub fn url(&self, database: &str) -> String {
+    pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
     }
 
     /// A new database with all tables.
-    pub async fn database(&self) -> TestDatabase {
+    pub(crate) async fn database(&self) -> TestDatabase {
         self.template.get_or_init(|| self.migrate_template()).await;
         let name = self.next_name();
         self.admin(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await;
@@ -94,14 +91,14 @@ impl PostgresServer {
     }
 
     /// A new database without tables.
-    pub async fn empty_database(&self) -> TestDatabase {
+    pub(crate) async fn empty_database(&self) -> TestDatabase {
         let name = self.next_name();
         self.admin(&format!("CREATE DATABASE {name}")).await;
         TestDatabase { url: self.url(&name) }
     }
 
     /// Stops the server as its own stop script would: connected clients are told so and sent away.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.keeper.lock().unwrap().tell("stop");
         let deadline = Instant::now() + STARTS_WITHIN;
         while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_ok() {
@@ -111,7 +108,7 @@ impl PostgresServer {
     }
 
     /// Starts the server again, on the same port and data.
-    pub async fn start_again(&self) {
+    pub(crate) async fn start_again(&self) {
         self.keeper.lock().unwrap().tell("start");
         self.answers().await.expect("a server that ran before starts again");
     }

@@ -82,6 +82,21 @@ async fn a_slow_answer_is_not_waited_for_and_asked_for_again() {
 }
 
 #[tokio::test]
+async fn answers_that_break_off_or_come_too_late_are_asked_for_again() {
+    let (project, _) = project_with_table().await;
+    let proxy = FaultProxy::start(project.port()).await;
+    let mut settings = project.settings_through(proxy.port());
+    settings.timeouts.control = Duration::from_secs(3);
+    let warehouse = connect(settings).await;
+    for strike in [Strike::CutAnswerAfter(400), Strike::CutAnswerAfter(10), Strike::Delay(Duration::from_secs(6))] {
+        proxy.arm("GET ", strike);
+        let schema = warehouse.schema(&table()).await.unwrap_or_else(|error| panic!("after {strike:?}: {error}"));
+        assert_eq!(schema.unwrap().columns, columns());
+    }
+    assert_eq!(proxy.struck(), 3);
+}
+
+#[tokio::test]
 async fn retry_after_is_honoured() {
     let (project, warehouse) = project_with_table().await;
     project.fault("GET datasets/d/tables", json!({"status": 429, "headers": {"Retry-After": "1"}})).await;
