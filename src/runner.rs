@@ -328,13 +328,13 @@ impl Inner {
             };
             let cause = due.cause.unwrap_or(MissedCause::Down);
             missed.extend(due.missed.iter().map(|slots| self.missed_row(job, *slots, cause)));
-            let refused = if self.stopping.is_cancelled() {
-                Some(MissedCause::ShuttingDown)
-            } else {
-                job.paused.then_some(MissedCause::Paused)
-            };
-            if let Some(cause) = refused {
-                missed.extend(due.run.iter().map(|&slot| self.missed_row(job, MissedSlots::one(slot), cause)));
+            if job.paused {
+                let row = |&slot: &DateTime<Utc>| self.missed_row(job, MissedSlots::one(slot), MissedCause::Paused);
+                missed.extend(due.run.iter().map(row));
+                continue;
+            }
+            if self.stopping.is_cancelled() {
+                self.leave_alone(job);
                 continue;
             }
             let trigger = if due.cause.is_some() { Trigger::CatchUp } else { Trigger::Schedule };

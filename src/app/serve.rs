@@ -50,10 +50,10 @@ impl App {
             tasks.spawn(async move { scheduler.run(send, ended).await.context("the scheduler stopped") });
         }
         {
-            let runner = self.runner.clone();
+            let (runner, ended) = (self.runner.clone(), ended.clone());
             tasks.spawn(async move {
-                // Ends when the scheduler has ended and all that it handed over is taken.
-                while let Some(batch) = receive.recv().await {
+                // The metronome keeps its end of the channel for good, so its end cannot be heard there.
+                while let Some(Some(batch)) = ended.run_until_cancelled(receive.recv()).await {
                     runner.handle(batch.into_iter().map(due_of).collect());
                 }
                 Ok(())

@@ -73,15 +73,15 @@ pub(super) struct ServeArgs {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false, id = "what", args = ["job", "due"])]
 pub(super) struct RunArgs {
     /// The job to run now
+    #[arg(required_unless_present = "due", conflicts_with = "due")]
     pub(super) job: Option<String>,
     /// Run what is due since the last time, then exit: for hosts that start us on a timer
     #[arg(long)]
     pub(super) due: bool,
     /// Print what the run would do, and touch nothing
-    #[arg(long, conflicts_with = "due")]
+    #[arg(long, requires = "job")]
     pub(super) dry_run: bool,
     /// How long running jobs may take to end after SIGTERM or Ctrl-C
     #[arg(long, value_name = "DURATION", env = "LAMPLIGHTER_GRACE", default_value = "25s", value_parser = Span::parse)]

@@ -144,7 +144,7 @@ async fn show(house: &House, app: &App, folder: &Path, took_ms: u64) -> Result<(
         ("history".to_owned(), "what ran"),
         ("check".to_owned(), "when it runs next"),
         (format!("dead-letters show {first}"), "a broken record as it was"),
-        ("dead-letters retry --reason missing".to_owned(), "put some back"),
+        ("dead-letters retry --all".to_owned(), "put them back, for the next upload"),
         ("run nightly-upload --dry-run".to_owned(), "what a run would do now"),
         ("serve".to_owned(), "stay up until two at night"),
     ] {

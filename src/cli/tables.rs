@@ -87,21 +87,19 @@ pub(super) fn run_paint(state: RunState) -> Paint {
 
 /// One line about a run: its error, why it was missed, or which of its findings breached a limit.
 pub(super) fn what_happened(run: &Run) -> String {
-    let breached = run.findings.as_array().into_iter().flatten().filter(|finding| finding["breached"] == true);
-    let breached: Vec<String> = breached
-        .map(|finding| {
-            let (name, value) = (finding["name"].as_str().unwrap_or("?"), &finding["value"]);
-            let value =
-                value.as_f64().filter(|value| value.fract() == 0.0).map_or(value.to_string(), |v| format!("{v}"));
-            match &finding["limit"] {
-                serde_json::Value::Null => format!("{name} = {value}"),
-                limit => format!("{name} = {value}, limit {limit}"),
-            }
-        })
-        .collect();
+    // Findings of one name differ in what they are about; in one line their sum will do.
+    let mut breached: Vec<(&str, f64)> = Vec::new();
+    for finding in run.findings.as_array().into_iter().flatten().filter(|finding| finding["breached"] == true) {
+        let (name, value) = (finding["name"].as_str().unwrap_or("?"), finding["value"].as_f64().unwrap_or(0.0));
+        match breached.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, sum)) => *sum += value,
+            None => breached.push((name, value)),
+        }
+    }
+    let breached = breached.iter().map(|(name, value)| format!("{} {}", value, name.replace('_', " ")));
     let cause = run.cause.map(|cause| cause.as_str().replace('_', " "));
-    let parts = [cause, run.error.clone(), (!breached.is_empty()).then(|| breached.join("; "))];
-    shorten(&parts.into_iter().flatten().collect::<Vec<_>>().join(": "), MAX_TEXT)
+    let parts = [cause, run.error.clone()].into_iter().flatten().chain(breached);
+    shorten(&parts.collect::<Vec<_>>().join("; "), MAX_TEXT)
 }
 
 /// Dead letters, oldest first.

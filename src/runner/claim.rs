@@ -35,6 +35,8 @@ pub(super) enum NoRun {
     Elsewhere,
     /// It may not start.
     Missed(MissedCause),
+    /// The runner is stopping. Nothing is recorded: another replica may run the slot, or the next start catches it up.
+    Stopping,
     /// A person asked for it while another run, with this id, was going.
     Busy(String),
     /// A person asked for it while the database was away.
@@ -257,6 +259,6 @@ impl Inner {
 
     /// Waits for `this`, but not past the moment in which the runner is told to stop.
     async fn unless_stopping<T>(&self, this: impl Future<Output = T>) -> Result<T, NoRun> {
-        self.stopping.run_until_cancelled(this).await.ok_or(NoRun::Missed(MissedCause::ShuttingDown))
+        self.stopping.run_until_cancelled(this).await.ok_or(NoRun::Stopping)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tokio::task::JoinHandle;
 
 use super::Inner;
@@ -16,20 +17,25 @@ const REAP_LIMIT: Duration = Duration::from_secs(10);
 /// A job that takes its process down with it is not run for ever: this many attempts, or what `retry` allows if that is more.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// Interrupted runs that are looked through at start.
+/// Interrupted runs that are looked through at once.
 const MAX_INTERRUPTED: u32 = 1_000;
+
+/// Rows that are looked through for their next attempts.
+const MAX_LOOKED_AT: u32 = 20_000;
+
+/// How often runs that were interrupted elsewhere are looked for: a replica that stops cancels its runs for another to resume.
+const LOOK_BACK_EVERY: Duration = Duration::from_secs(60);
 
 impl Inner {
     /// Takes over lost runs, again and again.
     pub(super) async fn reap_for_ever(self: Arc<Self>) {
-        let mut looked_back = false;
+        let mut look_back_at = self.clock.monotonic();
         loop {
             if self.database.is_here() && !self.stopping.is_cancelled() {
-                if looked_back {
-                    self.mark_lost_runs().await;
-                } else {
-                    self.take_over_lost_runs().await;
-                    looked_back = self.database.is_here();
+                self.mark_lost_runs().await;
+                if self.clock.monotonic() >= look_back_at {
+                    self.resume_interrupted_runs().await;
+                    look_back_at = self.clock.monotonic() + LOOK_BACK_EVERY;
                 }
             }
             if self.done.run_until_cancelled(self.pause(self.tempo.reap_every)).await.is_none() {
@@ -71,22 +77,26 @@ impl Inner {
     async fn resume_interrupted_runs(self: &Arc<Self>) -> Vec<JoinHandle<Vec<Run>>> {
         let Some(window) = self.jobs.values().map(|job| job.catch_up_window).max() else { return Vec::new() };
         let now = self.clock.now();
-        let filter = RunFilter { job: None, states: Vec::new(), since: Some(now - window), limit: MAX_INTERRUPTED };
-        let runs = match self.limited("looking for interrupted runs", REAP_LIMIT, self.history.runs(&filter)).await {
-            Ok(runs) => runs,
-            Err(error) => {
-                self.database_failed(&error);
-                return Vec::new();
-            }
-        };
-        let followed: HashSet<_> = runs.iter().map(|run| (&run.job, run.slot, run.attempt)).collect();
-        let interrupted = runs.iter().filter(|run| {
+        let states = vec![RunState::Lost, RunState::Cancelled];
+        let mut interrupted = self.look_for(states, now - window, MAX_INTERRUPTED).await;
+        interrupted.retain(|run| {
             let recent = self.jobs.get(&run.job).is_some_and(|job| run.created_at + job.catch_up_window > now);
-            matches!(run.state, RunState::Lost | RunState::Cancelled)
-                && recent
-                && !followed.contains(&(&run.job, run.slot, run.attempt + 1))
+            recent && run.slot.is_some()
         });
-        interrupted.filter_map(|run| self.take_over(run)).collect()
+        let Some(oldest) = interrupted.iter().map(|run| run.created_at).min() else { return Vec::new() };
+        let rows = self.look_for(Vec::new(), oldest, MAX_LOOKED_AT).await;
+        let followed: HashSet<_> = rows.iter().map(|run| (&run.job, run.slot, run.attempt)).collect();
+        interrupted.retain(|run| !followed.contains(&(&run.job, run.slot, run.attempt + 1)));
+        interrupted.iter().filter_map(|run| self.take_over(run)).collect()
+    }
+
+    async fn look_for(&self, states: Vec<RunState>, since: DateTime<Utc>, limit: u32) -> Vec<Run> {
+        let filter = RunFilter { job: None, states, since: Some(since), limit };
+        let runs = self.limited("looking for interrupted runs", REAP_LIMIT, self.history.runs(&filter)).await;
+        runs.unwrap_or_else(|error| {
+            self.database_failed(&error);
+            Vec::new()
+        })
     }
 
     /// Starts the next attempt of a run whose process is gone, if the job wants that. A run that a person started is that

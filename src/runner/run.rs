@@ -54,6 +54,10 @@ impl Inner {
                 let row = Run { attempt: slot.attempt, slot: slot.slot, ..row };
                 self.record_missed(vec![(row, changes)]).await.pop()
             }
+            Err(NoRun::Stopping) => {
+                self.leave_alone(&slot.job);
+                None
+            }
             Err(NoRun::Elsewhere | NoRun::Busy(_) | NoRun::Away(_)) => None,
         }
     }
@@ -66,8 +70,15 @@ impl Inner {
             Ok(None) | Err(NoRun::Elsewhere) => Err(NotRun::Fenced(job)),
             Err(NoRun::Busy(other)) => Err(NotRun::Busy { job, other }),
             Err(NoRun::Away(error)) => Err(error.into()),
-            Err(NoRun::Missed(_)) => Err(NotRun::Stopping(job)),
+            Err(NoRun::Missed(_) | NoRun::Stopping) => Err(NotRun::Stopping(job)),
         }
+    }
+
+    /// A slot that came while the runner is stopping. A row would keep other replicas from running it, and the next start
+    /// from catching it up.
+    pub(super) fn leave_alone(&self, job: &JobSpec) {
+        let name = &job.name;
+        tracing::info!(job.name = name, "{name} is not started any more: another replica or the next start will");
     }
 
     /// The steps, once for each attempt. `None`: the claim was lost on the way, so somebody else answers for the slot.

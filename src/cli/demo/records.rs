@@ -78,10 +78,10 @@ impl Day {
         let stranger = plain("customer:4711".to_owned(), json!({ "name": "somebody" }).to_string());
         self.transactions.extend([torn, list, gone, timeless, stranger]);
 
-        // Words in a column of numbers.
+        // Words where a time is meant.
         let wordy = purchase();
         let mut record = wordy.predicted();
-        record["selected_prediction"] = json!("high");
+        record["prediction_timestamp"] = json!("last night");
         self.predictions.push(plain(format!("pred:{}", wordy.prediction_id), record.to_string()));
         // An envelope without a key.
         self.scoring.push(Produced {

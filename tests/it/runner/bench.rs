@@ -15,7 +15,7 @@ use lamplighter::history::{
     Alert, AlertChange, AlertState, History, Run, RunFilter, RunState, Severity, SharedHistory, SqliteHistory,
 };
 use lamplighter::jobs::{
-    CatchUp, Datasets, Job, JobContext, JobError, JobSpec, OnCrash, Outcome, Overlap, Retry, WhenDbDown,
+    CatchUp, Datasets, Job, JobContext, JobError, JobSpec, OnCrash, Outcome, Overlap, Plan, Retry, WhenDbDown,
 };
 use lamplighter::runner::{Bell, Due, Runner, RunnerDeps, Tempo};
 use lamplighter::warehouse::{SharedWarehouse, SqliteWarehouse};
@@ -42,6 +42,10 @@ impl Job for Closure {
 
     fn run<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Result<Outcome, JobError>> {
         (self.0)(ctx.clone())
+    }
+
+    fn plan<'a>(&'a self, _: &'a JobContext) -> BoxFuture<'a, Result<Option<Plan>, JobError>> {
+        Box::pin(async { Ok(None) })
     }
 }
 
@@ -143,7 +147,7 @@ pub struct Bench {
     pub history: SharedHistory,
     pub bell: Arc<Notebook>,
     pub runner: Runner,
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     warehouse: SharedWarehouse,
 }
 
@@ -154,19 +158,11 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let history = Arc::new(SqliteHistory::open(folder.path().join("history.db"), clock.clone()).unwrap());
         history.migrate().await.unwrap();
-        Self::over(history, clock, folder, jobs).await
-    }
-
-    async fn over(
-        history: SharedHistory,
-        clock: Arc<TestClock>,
-        folder: tempfile::TempDir,
-        jobs: Vec<TestJob>,
-    ) -> Self {
+        let history: SharedHistory = history;
         let bell = Arc::new(Notebook::default());
         let warehouse = warehouse(folder.path()).await;
         let runner = runner(history.clone(), warehouse.clone(), clock.clone(), bell.clone(), jobs, "owner-1");
-        Self { clock, history, bell, runner, folder, warehouse }
+        Self { clock, history, bell, runner, _folder: folder, warehouse }
     }
 
     /// A second runner on the same history and clock.
@@ -254,10 +250,6 @@ impl Bench {
         self.bell.woken.load(Ordering::SeqCst)
     }
 
-    /// Where the bench keeps its files.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
 }
 
 /// Rows of a job, newest first.
@@ -284,8 +276,21 @@ pub async fn warehouse(folder: &Path) -> SharedWarehouse {
     Arc::new(SqliteWarehouse::open(&folder.join("warehouse.db")).await.unwrap())
 }
 
-/// A runner; its jobs touch neither cache nor warehouse, so the cache's address leads nowhere.
+/// A runner at the usual tempo.
 pub fn runner(
+    history: SharedHistory,
+    warehouse: SharedWarehouse,
+    clock: Arc<dyn Clock>,
+    bell: Arc<dyn Bell>,
+    jobs: Vec<TestJob>,
+    owner: &str,
+) -> Runner {
+    runner_at(Tempo::default(), history, warehouse, clock, bell, jobs, owner)
+}
+
+/// A runner; its jobs touch neither cache nor warehouse, so the cache's address leads nowhere.
+pub fn runner_at(
+    tempo: Tempo,
     history: SharedHistory,
     warehouse: SharedWarehouse,
     clock: Arc<dyn Clock>,
@@ -306,6 +311,6 @@ pub fn runner(
         owner: owner.to_owned(),
         host: "host".to_owned(),
         version: "1.2.3".to_owned(),
-        tempo: Tempo::default(),
+        tempo,
     })
 }
