@@ -12,8 +12,10 @@
 //! | `{queue}:inflight:{batch}:state` | hash | the readings made so far, the batch that unsettled entries move to, and the numbers of the last calls, so that a repeated one changes nothing |
 //! | `{queue}:inflight:{batch}:marks:{reading}` | string | one [`Mark`] for each entry, in the order of the list |
 //! | `{queue}:inflight:{batch}:buried` | set | positions of entries that the warehouse refused |
-//! | `{queue}:uploaded` | sorted set | the batches that have the next key |
-//! | `{queue}:uploaded:{batch}` | string with a TTL | 8-byte hashes of the keys that the batch uploaded and deleted |
+//! | `{queue}:sequence` | number | counts sealings and finishings |
+//! | `{queue}:sealed` | sorted set | `{batch}:{reading}` of sealed readings, by the number of their sealing |
+//! | `{queue}:finished` | sorted set | `{batch}:{reading}` of loaded readings of finished batches, by the number of the finishing |
+//! | `{queue}:uploaded:{batch}:{reading}` | string with a TTL | the marks of such a reading |
 //! | `{queue}:sent:{key}` | string with a TTL | the digest last uploaded, for records that are kept |
 
 mod redis;
@@ -33,8 +35,8 @@ use bytes::Bytes;
 /// millisecond.
 pub const CLAIM_LIMIT: u32 = 1_000;
 
-/// How long [`UploadCache::uploaded`] remembers a key.
-const UPLOADED_FOR: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+/// How long [`UploadCache::uploaded`] remembers a reading.
+const UPLOADED_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 
 /// How long a finished batch cannot be begun again.
 const FINISHED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -91,20 +93,20 @@ pub enum Stored {
     TooLarge(u64),
 }
 
-/// 128 bits that stand for a value: XXH3, so equal digests mean equal values for all who do not attack themselves.
+/// 64 bits that stand for a value: XXH3. Two versions of one record share a digest once in 10^19 times.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Digest(pub [u8; 16]);
+pub struct Digest(pub [u8; 8]);
 
 impl Digest {
     /// The digest of `value`.
     pub fn of(value: &[u8]) -> Self {
-        Self(xxhash_rust::xxh3::xxh3_128(value).to_be_bytes())
+        Self(xxhash_rust::xxh3::xxh3_64(value).to_be_bytes())
     }
 }
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
     }
 }
 
@@ -117,43 +119,64 @@ pub enum Mark {
     Sent {
         /// Position of the table in the reading's list of tables.
         table: u8,
-        /// What was sent.
-        digest: Digest,
+        /// The digest of the record's key.
+        key: Digest,
+        /// The digest of what was sent.
+        value: Digest,
     },
     /// Needs no row: named twice in the batch, uploaded before, or kept as a dead letter.
     Settled,
-    /// Should be a dead letter but could not be kept as one: it must stay in flight.
+    /// Could be neither sent nor settled now: it must stay in flight.
     Unsettled,
 }
 
 impl Mark {
-    /// Bytes of one stored mark: a tag, a table number, a digest.
+    /// Bytes of one stored mark: a tag, a table number, two digests.
     pub const SIZE: usize = 18;
 
     /// Appends the stored form to `out`.
     pub fn write(self, out: &mut Vec<u8>) {
-        let (tag, table, digest) = match self {
-            Self::Untouched => (0, 0, Digest::default()),
-            Self::Sent { table, digest } => (1, table, digest),
-            Self::Settled => (2, 0, Digest::default()),
-            Self::Unsettled => (3, 0, Digest::default()),
+        let (tag, table, key, value) = match self {
+            Self::Untouched => (0, 0, Digest::default(), Digest::default()),
+            Self::Sent { table, key, value } => (1, table, key, value),
+            Self::Settled => (2, 0, Digest::default(), Digest::default()),
+            Self::Unsettled => (3, 0, Digest::default(), Digest::default()),
         };
         out.extend_from_slice(&[tag, table]);
-        out.extend_from_slice(&digest.0);
+        out.extend_from_slice(&key.0);
+        out.extend_from_slice(&value.0);
     }
 
     /// Reads stored marks; a torn last one is left out.
     pub fn read_all(bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
-        bytes.chunks_exact(Self::SIZE).map(|mark| {
-            let digest = Digest(mark[2..].try_into().expect("a chunk is SIZE bytes"));
-            match mark[0] {
-                1 => Self::Sent { table: mark[1], digest },
-                2 => Self::Settled,
-                3 => Self::Unsettled,
-                _ => Self::Untouched,
-            }
+        let digest = |bytes: &[u8]| Digest(bytes.try_into().expect("a chunk is SIZE bytes"));
+        bytes.chunks_exact(Self::SIZE).map(move |mark| match mark[0] {
+            1 => Self::Sent { table: mark[1], key: digest(&mark[2..10]), value: digest(&mark[10..]) },
+            2 => Self::Settled,
+            3 => Self::Unsettled,
+            _ => Self::Untouched,
         })
     }
+}
+
+/// A reading of another batch that may have sent the same records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rival {
+    /// The batch.
+    pub batch: String,
+    /// The reading's number in it.
+    pub reading: u32,
+}
+
+/// Whether a record that is not there any more was uploaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uploaded {
+    /// No batch of the last two days sent it.
+    No,
+    /// A batch that is not finished yet has sent it, or will.
+    Pending,
+    /// A finished batch sent it.
+    Yes,
 }
 
 /// A reading of a batch: one pass over its records that built one load for each of some tables.
@@ -239,8 +262,25 @@ pub trait UploadCache: Send + Sync + 'static {
         max_total: u64,
     ) -> Result<Vec<Stored>, CacheError>;
 
-    /// Starts a reading and returns its number.
+    /// Starts a reading and returns its number. Must come before any record of the reading is read: what other batches
+    /// finish from here on, [`UploadCache::seal`] tells.
     async fn begin_reading(&self, lease: &Lease, note: &str) -> Result<u32, CacheError>;
+
+    /// Declares that a reading's marks are complete, before its loads are committed, and returns the readings of other
+    /// batches of the queue whose records it may have read too: those that were sealed before it, unless their batch was
+    /// finished before this reading began. Of two readings that read the same value of a record, the one sealed later
+    /// learns of the other, and must not send that value again. Repeating it gives the same answer, less what was forgotten
+    /// meanwhile.
+    async fn seal(&self, lease: &Lease, reading: u32) -> Result<Vec<Rival>, CacheError>;
+
+    /// Marks of a rival, as [`UploadCache::marks`]; none any more once it is forgotten.
+    async fn rival_marks(
+        &self,
+        queue: &QueueRef,
+        rival: &Rival,
+        start: u64,
+        count: u32,
+    ) -> Result<Vec<Mark>, CacheError>;
 
     /// The readings of a batch, in order.
     async fn readings(&self, lease: &Lease) -> Result<Vec<Reading>, CacheError>;
@@ -260,7 +300,6 @@ pub trait UploadCache: Send + Sync + 'static {
 
     /// For each record: if it still holds the value with this digest, deletes it or, under [`AfterUpload::Keep`], remembers
     /// (for as long as the record lives) that this digest was sent. The comparison and the deletion are one atomic step.
-    /// Under [`AfterUpload::Delete`], also remembers the keys for [`UploadCache::uploaded`].
     async fn release(
         &self,
         lease: &Lease,
@@ -268,18 +307,19 @@ pub trait UploadCache: Send + Sync + 'static {
         after: AfterUpload,
     ) -> Result<Released, CacheError>;
 
-    /// For each key: whether a record under it was uploaded and deleted in the last three days. Tells an entry whose record
-    /// an earlier entry already brought from one whose record expired. Looks through all that was uploaded in those days,
-    /// newest first, until every key is found: cheap for keys of the last batches, and cheaper for many keys at once than
-    /// one by one.
-    async fn uploaded(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<bool>, CacheError>;
+    /// For each key: whether a sealed reading of the last two days sent a record under it. Tells an entry whose record an
+    /// earlier entry already brought from one whose record expired. Looks through the marks of all those readings, newest
+    /// first, until every key is found: cheap for keys of the last batches, and cheaper for many keys at once than one by
+    /// one.
+    async fn uploaded(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<Uploaded>, CacheError>;
 
     /// For each key: the digest remembered under [`AfterUpload::Keep`].
     async fn sent(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<Option<Digest>>, CacheError>;
 
-    /// Finishes the batch: forgets it with all that belongs to it, and, in the same atomic step, moves the `unsettled`
-    /// entries to a new unleased batch, which sorts as old as this one and which the next run recovers.
-    async fn finish(&self, lease: &Lease, unsettled: &[Bytes]) -> Result<(), CacheError>;
+    /// Finishes the batch, in one atomic step: forgets it with all that belongs to it, but for the marks of the `loaded`
+    /// readings, which [`UploadCache::uploaded`] and the rivals' [`UploadCache::seal`] still need for two days; and moves the
+    /// `unsettled` entries to a new unleased batch, which sorts as old as this one and which the next run recovers.
+    async fn finish(&self, lease: &Lease, loaded: &[u32], unsettled: &[Bytes]) -> Result<(), CacheError>;
 
     /// Puts a record back, unless the key holds one, and adds `entry` to the head of the queue, as a producer would. For
     /// dead letters that are tried again; `value` is `None` where only the entry is put back.

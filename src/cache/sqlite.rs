@@ -1,6 +1,8 @@
 //! The cache in a SQLite file, for where no Redis is configured: demos, first steps, tests. It keeps the same promises.
 
+#[macro_use]
 mod file;
+mod steps;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +12,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::Row;
 
-use self::file::{Change, File, millis};
+use self::file::{File, millis};
+use self::steps::{append_entries, insert_batch, push, settle};
 use super::{
     AfterUpload, CLAIM_LIMIT, CacheError, Digest, FINISHED_FOR, Inflight, Lease, Mark, Produced, QueueRef, Reading,
-    Released, Stored, UPLOADED_FOR, UploadCache,
+    Released, Stored, UploadCache,
 };
 use crate::clock::Clock;
 
@@ -41,13 +44,6 @@ impl SqliteCache {
             .await
             .map_err(|error| self.file.error(&error))
     }
-}
-
-/// Runs a query and turns its error into ours.
-macro_rules! ask {
-    ($file:expr, $query:expr, $how:ident, $on:expr) => {
-        $query.$how($on).await.map_err(|error| $file.error(&error))?
-    };
 }
 
 #[async_trait]
@@ -446,76 +442,4 @@ impl UploadCache for SqliteCache {
 
 fn entries(stored: Vec<Vec<u8>>) -> Vec<Bytes> {
     stored.into_iter().map(Bytes::from).collect()
-}
-
-async fn push(change: &mut Change<'_>, queue: &QueueRef, entry: &[u8]) -> Result<(), CacheError> {
-    let query = sqlx::query("INSERT INTO waiting (database, queue, entry) VALUES (?, ?, ?)")
-        .bind(queue.database)
-        .bind(&queue.queue)
-        .bind(entry);
-    ask!(change.file, query, execute, &mut *change.tx);
-    Ok(())
-}
-
-async fn insert_batch(change: &mut Change<'_>, batch: &Lease, holder: Option<&Lease>) -> Result<i64, CacheError> {
-    let query = sqlx::query_scalar(
-        "INSERT INTO batches (database, queue, batch, owner, lease_ends) VALUES (?, ?, ?, ?, ?) RETURNING id",
-    )
-    .bind(batch.queue.database)
-    .bind(&batch.queue.queue)
-    .bind(&batch.batch)
-    .bind(holder.map(|lease| &lease.owner))
-    .bind(holder.map_or(0, |lease| change.now.saturating_add(millis(lease.ttl))));
-    Ok(ask!(change.file, query, fetch_one, &mut *change.tx))
-}
-
-async fn append_entries(change: &mut Change<'_>, batch: i64, entries: &[Bytes]) -> Result<(), CacheError> {
-    let query = sqlx::query_scalar("SELECT count(*) FROM claimed WHERE batch_id = ?").bind(batch);
-    let start: i64 = ask!(change.file, query, fetch_one, &mut *change.tx);
-    for (position, entry) in (start..).zip(entries) {
-        let query = sqlx::query("INSERT INTO claimed (batch_id, position, entry) VALUES (?, ?, ?)")
-            .bind(batch)
-            .bind(position)
-            .bind(&entry[..]);
-        ask!(change.file, query, execute, &mut *change.tx);
-    }
-    Ok(())
-}
-
-/// Deletes a record that still holds what was sent, or remembers that it was sent.
-async fn settle(
-    change: &mut Change<'_>,
-    lease: &Lease,
-    key: &str,
-    digest: Digest,
-    after: AfterUpload,
-    expires_at: i64,
-) -> Result<(), CacheError> {
-    let queue = &lease.queue;
-    match after {
-        AfterUpload::Delete => {
-            let query =
-                sqlx::query("INSERT OR REPLACE INTO uploaded (database, queue, key, expires_at) VALUES (?, ?, ?, ?)")
-                    .bind(queue.database)
-                    .bind(&queue.queue)
-                    .bind(key)
-                    .bind(change.now.saturating_add(millis(UPLOADED_FOR)));
-            ask!(change.file, query, execute, &mut *change.tx);
-            let query =
-                sqlx::query("DELETE FROM records WHERE database = ? AND key = ?").bind(queue.database).bind(key);
-            ask!(change.file, query, execute, &mut *change.tx);
-        }
-        AfterUpload::Keep => {
-            let query = sqlx::query(
-                "INSERT OR REPLACE INTO sent (database, queue, key, digest, expires_at) VALUES (?, ?, ?, ?, ?)",
-            )
-            .bind(queue.database)
-            .bind(&queue.queue)
-            .bind(key)
-            .bind(&digest.0[..])
-            .bind(expires_at);
-            ask!(change.file, query, execute, &mut *change.tx);
-        }
-    }
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! The cache: one suite over Redis and SQLite, then what only a Redis can do.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod on_redis;
 mod suite;
 

