@@ -74,7 +74,8 @@ CREATE TABLE outbox (
     CHECK ((state = 'leased') = (lease_until IS NOT NULL))
 );
 
--- What is still to be sent, and what must be sent before it.
+-- What is still to be sent, oldest first, and what must be sent before it.
+CREATE INDEX outbox_due ON outbox (created_at, id) WHERE state IN ('queued', 'leased');
 CREATE INDEX outbox_unsettled ON outbox (receiver, fingerprint, seq) WHERE state IN ('queued', 'leased');
 CREATE INDEX outbox_newest ON outbox (created_at, id);
 

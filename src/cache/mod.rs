@@ -274,7 +274,13 @@ pub trait UploadCache: Send + Sync + 'static {
     async fn seal(&self, lease: &Lease, reading: u32) -> Result<Vec<Rival>, CacheError>;
 
     /// Marks of a rival, as [`UploadCache::marks`]; none any more once it is forgotten.
-    async fn rival_marks(&self, queue: &QueueRef, rival: &Rival, start: u64, count: u32) -> Result<Vec<Mark>, CacheError>;
+    async fn rival_marks(
+        &self,
+        queue: &QueueRef,
+        rival: &Rival,
+        start: u64,
+        count: u32,
+    ) -> Result<Vec<Mark>, CacheError>;
 
     /// The readings of a batch, in order.
     async fn readings(&self, lease: &Lease) -> Result<Vec<Reading>, CacheError>;

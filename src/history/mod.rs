@@ -41,7 +41,8 @@ pub trait History: Send + Sync + 'static {
     /// Notes the jobs that are configured now. Jobs that are no longer configured stay, marked as retired.
     async fn sync_jobs(&self, jobs: &[JobRow]) -> Result<(), HistoryError>;
 
-    /// Claims runs, all in one statement; one answer for each, in order. A won claim is a run in state `running`.
+    /// Claims runs, all in one statement; one answer for each, in order. A won claim is a run in state `running`. Claiming
+    /// the same ids again, because the answer got lost, gives the same answers.
     async fn claim(&self, runs: &[NewRun]) -> Result<Vec<Claim>, HistoryError>;
 
     /// Renews the leases of the running runs of `owner` and returns those that it still holds.
@@ -51,7 +52,8 @@ pub trait History: Send + Sync + 'static {
     async fn reap(&self) -> Result<Vec<Run>, HistoryError>;
 
     /// Ends a run and carries out the alert changes, in one transaction. `false`: the run was not ours any more (its lease
-    /// ended and it was marked `lost`), and nothing was changed.
+    /// ended and it was marked `lost`), and nothing was changed. Ending it the same way again, because the answer got lost,
+    /// changes nothing and is `true`.
     async fn finish(&self, run_id: &str, end: &RunEnd, changes: &[AlertChange]) -> Result<bool, HistoryError>;
 
     /// Adds runs that are over: slots that were missed, or results kept while the database was away. Rows whose

@@ -322,7 +322,7 @@ pub struct Message {
     pub notice: Notice,
     /// What became of it.
     pub state: MessageState,
-    /// How often it was tried.
+    /// How often it was given out to be tried, this time included.
     pub attempts: u32,
     /// When it was queued.
     pub created_at: DateTime<Utc>,

@@ -193,31 +193,19 @@ pub async fn retry_dead_letter(
     patience::cache(|| cache.requeue(&queue, &letter.entry, &letter.key, body, ttl)).await
 }
 
-/// Finishes batches that dead processes left. `patiently`: waits once for leases that may belong to the dead; those that
-/// are still held after that have a living owner.
+/// Finishes batches that dead processes left. `patiently`: waits a little longer than a lease for those that are held, and
+/// for what they made other batches put off; what is still held after that has a living owner.
 async fn recover(run: &Arc<Run>, patiently: bool) -> Result<(), UploadError> {
     let cache = &run.ctx.cache;
-    let left = patience::cache(|| cache.inflight(&run.queue)).await?;
-    let (dead, mut held): (Vec<_>, Vec<_>) = left.into_iter().partition(|batch| !batch.leased);
-    for batch in dead {
-        finish_for(run, &batch.batch).await?;
-    }
-    if !patiently || held.is_empty() {
-        return Ok(());
-    }
-    tracing::info!(queue = %run.queue, batches = held.len(), "waiting for the leases of batches that somebody else holds");
     let mut tick = tokio::time::interval(run.lease.0 / 8);
-    for _ in 0..10 {
+    for _ in 0..if patiently { 10 } else { 1 } {
         tick.tick().await;
-        let now = patience::cache(|| cache.inflight(&run.queue)).await?;
-        held.retain(|batch| now.iter().any(|other| other.batch == batch.batch));
-        let (ended, still): (Vec<_>, Vec<_>) =
-            held.into_iter().partition(|batch| now.iter().any(|other| other.batch == batch.batch && !other.leased));
-        for batch in ended {
+        let left = patience::cache(|| cache.inflight(&run.queue)).await?;
+        for batch in left.iter().filter(|batch| !batch.leased) {
             finish_for(run, &batch.batch).await?;
         }
-        held = still;
-        if held.is_empty() || run.ctx.stopping.is_cancelled() {
+        // Entries that are in flight because dead letters cannot be kept would only go round in circles.
+        if left.is_empty() || run.ctx.stopping.is_cancelled() || run.letters_error().is_some() {
             break;
         }
     }

@@ -1,7 +1,7 @@
 //! The end of a batch whose loads are all in the warehouse: records are released, entries that could not be settled are
 //! carried over, and the batch is forgotten. Every step may be repeated.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -53,13 +53,13 @@ pub(super) async fn acknowledge(batch: &Batch) -> Result<(), UploadError> {
             for (number, (reading, note)) in readings.iter().enumerate() {
                 match marks[number].get(at) {
                     Some(Mark::Settled) => settled = true,
-                    Some(Mark::Sent { table, digest }) => {
+                    Some(Mark::Sent { table, value, .. }) => {
                         let Some(noted) = note.tables.get(usize::from(*table)) else { continue };
                         if loaded.contains(&(noted.dataset.clone(), *reading)) {
                             settled = true;
                             let keep = policies[number][usize::from(*table)] == AfterUpload::Keep;
                             let key = entry::key(bytes).expect("only an entry with a key is sent");
-                            sent[usize::from(keep)].push((key.into_owned(), *digest));
+                            sent[usize::from(keep)].push((key.into_owned(), *value));
                         }
                     }
                     _ => {}
@@ -85,8 +85,17 @@ pub(super) async fn acknowledge(batch: &Batch) -> Result<(), UploadError> {
         start += entries.len() as u64;
     }
     failpoint::reach("acknowledged").await;
-    patience::cache(|| cache.finish(lease, &unsettled)).await?;
+    let kept: Vec<u32> =
+        readings.iter().map(|(reading, _)| *reading).filter(|reading| is_loaded(&loaded, *reading)).collect();
+    patience::cache(|| cache.finish(lease, &kept, &unsettled)).await?;
     failpoint::reach("finished").await;
-    run.tally(|tally| tally.unsettled += unsettled.len() as u64);
+    run.tally(|tally| {
+        let counter = if batch.memory.letters_failed { &mut tally.unsettled } else { &mut tally.deferred };
+        *counter += unsettled.len() as u64;
+    });
     Ok(())
+}
+
+fn is_loaded(loaded: &HashSet<(String, u32)>, reading: u32) -> bool {
+    loaded.iter().any(|(_, number)| *number == reading)
 }

@@ -13,7 +13,7 @@ use ulid::Ulid;
 
 use super::failpoint;
 use super::patience;
-use super::reading::{self, Leg, LegOutcome, Note, NotedTable, Outcome, Sent};
+use super::reading::{self, Leg, LegOutcome, Memory, Note, NotedTable, Outcome, Sent};
 use super::run::{Run, UploadError};
 use super::table::Table;
 use crate::cache::{Lease, Mark, Reading};
@@ -33,8 +33,8 @@ pub(super) struct Batch {
     readings: u32,
     /// Loads that are in the warehouse: the dataset, and the reading whose rows they are.
     loaded: Mutex<HashSet<(String, u32)>>,
-    /// Positions whose dead letters are in the tally.
-    counted: HashSet<u64>,
+    /// What one reading leaves to the next.
+    pub(super) memory: Memory,
     _heartbeat: AbortOnDropHandle<()>,
 }
 
@@ -90,7 +90,7 @@ impl Batch {
             legs: Vec::new(),
             readings: 0,
             loaded: Mutex::default(),
-            counted: HashSet::new(),
+            memory: Memory::default(),
             _heartbeat: heartbeat,
         }
     }
@@ -164,7 +164,7 @@ impl Batch {
     async fn read(&mut self, claiming: bool) -> Result<Option<Outcome>, UploadError> {
         self.readings += 1;
         let legs: Vec<Leg> = self.legs.iter().map(|(leg, _)| leg.clone()).collect();
-        reading::read(&self.run, &self.lease, &legs, claiming, &mut self.counted).await
+        reading::read(&self.run, &self.lease, &legs, claiming, &mut self.memory).await
     }
 
     /// Takes each leg one step further, according to what a reading came to for it.
@@ -173,7 +173,7 @@ impl Batch {
         for ((mut leg, mut failures), result) in legs.into_iter().zip(outcome.legs) {
             let sent = match result {
                 LegOutcome::Empty => continue,
-                LegOutcome::Grown => {
+                LegOutcome::Grown | LegOutcome::Contested => {
                     self.legs.push((leg, failures));
                     continue;
                 }

@@ -56,7 +56,7 @@ pub(super) async fn bury(batch: &Batch, table: &Table, bad: &[Refused]) -> Resul
             letters.push(letter(batch, table, &entry, refused).await?);
         }
         if !run.keep(&letters).await {
-            let reason = run.letters_error();
+            let reason = run.letters_error().unwrap_or_default();
             return Err(UploadError::Letters { count: letters.len(), reason });
         }
         run.tally(|tally| letters.iter().for_each(|letter| tally.count_letter(letter)));

@@ -4,7 +4,7 @@
 //! one, in queue order, keeps the dead letters, writes the marks and sends the bytes. What a mark says is in the cache before
 //! the load it belongs to is committed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use super::shape::Fields;
 use super::source::Source;
 use super::table::Table;
 use super::work::{Done, Plan};
-use crate::cache::{CacheError, Lease, Mark};
+use crate::cache::{CacheError, Digest, Lease, Mark};
 use crate::history::DeadLetter;
 use crate::warehouse::{Load, LoadWriter, TableRef, WarehouseError};
 
@@ -81,6 +81,8 @@ pub(super) enum LegOutcome {
     Sent(Sent),
     /// The bytes could not be sent, so there is no load of this reading.
     Broken(WarehouseError),
+    /// Another batch sends some of the same records, so nothing was sent: they are to be left out.
+    Contested,
 }
 
 /// A load that was committed, or perhaps.
@@ -89,6 +91,17 @@ pub(super) struct Sent {
     pub(super) bytes: u64,
     /// Position in the batch and length in bytes of each row, in order.
     pub(super) index: Vec<(u32, u32)>,
+}
+
+/// What a process remembers of a batch from one reading to the next. If it dies, the next owner finds it out again.
+#[derive(Default)]
+pub(super) struct Memory {
+    /// Positions whose dead letters are in the tally already.
+    pub(super) counted: HashSet<u64>,
+    /// Positions of records that another batch sends with the same value.
+    pub(super) deferred: HashSet<u32>,
+    /// Dead letters cannot be kept now: their entries stay in flight.
+    pub(super) letters_failed: bool,
 }
 
 /// The sending side of one leg.
@@ -107,8 +120,7 @@ struct Sender {
     held: bool,
 }
 
-/// Reads the batch once for `legs`. `None`: the queue was empty, so there is no batch. `counted` holds the positions whose
-/// dead letters are in the tally already, from earlier readings.
+/// Reads the batch once for `legs`. `None`: the queue was empty, so there is no batch.
 ///
 /// # Errors
 /// What stops the batch; its entries stay in flight.
@@ -117,15 +129,17 @@ pub(super) async fn read(
     lease: &Lease,
     legs: &[Leg],
     claiming: bool,
-    counted: &mut HashSet<u64>,
+    memory: &mut Memory,
 ) -> Result<Option<Outcome>, UploadError> {
     let cache = &run.ctx.cache;
     let buried = if claiming { Vec::new() } else { patience::cache(|| cache.buried(lease)).await? };
-    let mut source = Source::new(Arc::clone(run), lease.clone(), legs.to_vec(), buried, claiming);
-    // The first stretch comes before all else: of an empty queue the warehouse need not know.
-    let Some(first) = source.next().await? else {
+    let deferred = memory.deferred.clone();
+    let mut source = Source::new(Arc::clone(run), lease.clone(), legs.to_vec(), buried, deferred, claiming);
+    // The first entries come before all else: of an empty queue the warehouse need not know.
+    let first = source.next_entries().await?;
+    if first.is_empty() {
         return Ok(None);
-    };
+    }
     failpoint::reach("claimed").await;
     let mut tables = Vec::with_capacity(legs.len());
     for leg in legs {
@@ -168,17 +182,19 @@ pub(super) async fn read(
 
     let (to_here, mut stretches) = mpsc::channel(AHEAD);
     let reader = AbortOnDropHandle::new(tokio::spawn(feed(source, first, plan, to_here)));
-    let mut collector = Collector { run, lease, number, letters_failed: false, counted };
+    let mut collector = Collector { run, lease, number, sent: HashMap::new(), memory };
     while let Some(stretch) = stretches.recv().await {
         let done = AbortOnDropHandle::new(stretch).await.expect("encoding does not panic");
         collector.take(done, &mut senders).await?;
     }
     reader.await.expect("reading does not panic")?;
 
+    failpoint::reach("before-seal").await;
+    let contested = collector.seal().await?;
     failpoint::reach("before-commit").await;
     let mut outcomes = Vec::with_capacity(senders.len());
-    for sender in senders {
-        outcomes.push(sender.commit(run).await?);
+    for (sender, contested) in senders.into_iter().zip(contested) {
+        outcomes.push(if contested { LegOutcome::Contested } else { sender.commit(run).await? });
     }
     failpoint::reach("committed").await;
     Ok(Some(Outcome { number, legs: outcomes }))
@@ -187,18 +203,18 @@ pub(super) async fn read(
 /// Reads stretch after stretch and has each encoded, a few ahead of the sender.
 async fn feed(
     mut source: Source,
-    first: Vec<super::work::Work>,
+    first: Vec<Bytes>,
     plan: Arc<Plan>,
     out: mpsc::Sender<JoinHandle<Done>>,
 ) -> Result<(), CacheError> {
-    let mut works = Some(first);
-    while let Some(stretches) = works {
-        for work in stretches {
+    let mut entries = first;
+    while !entries.is_empty() {
+        for work in source.stretches(entries).await? {
             let plan = Arc::clone(&plan);
             let Ok(place) = out.reserve().await else { return Ok(()) };
             place.send(tokio::task::spawn_blocking(move || plan.encode(work)));
         }
-        works = source.next().await?;
+        entries = source.next_entries().await?;
     }
     Ok(())
 }
@@ -208,9 +224,9 @@ struct Collector<'a> {
     run: &'a Arc<Run>,
     lease: &'a Lease,
     number: u32,
-    /// Dead letters cannot be kept now: their entries stay in flight.
-    letters_failed: bool,
-    counted: &'a mut HashSet<u64>,
+    /// What was sent: the digests of key and value as one number, with the entry's position and the table's number.
+    sent: HashMap<u64, (u32, u8)>,
+    memory: &'a mut Memory,
 }
 
 impl Collector<'_> {
@@ -219,6 +235,12 @@ impl Collector<'_> {
         let cache = &self.run.ctx.cache;
         patience::cache(|| cache.append_marks(self.lease, self.number, done.start, &done.marks)).await?;
         failpoint::reach("marked").await;
+        for (position, mark) in (done.start..).zip(&done.marks) {
+            if let Mark::Sent { table, key, value } = mark {
+                let position = u32::try_from(position).expect("a batch has fewer than 2^32 entries");
+                self.sent.insert(identity(*key, *value), (position, *table));
+            }
+        }
         for (sender, rows) in senders.iter_mut().zip(done.rows) {
             sender.lacking.merge(&rows.lacking);
             if !sender.lacking.is_empty() {
@@ -252,15 +274,50 @@ impl Collector<'_> {
             return;
         }
         let letters: Vec<DeadLetter> = done.letters.iter().map(|(_, letter)| letter.clone()).collect();
-        let kept = !self.letters_failed && self.run.keep(&letters).await;
-        self.letters_failed = !kept;
+        let kept = !self.memory.letters_failed && self.run.keep(&letters).await;
+        self.memory.letters_failed = !kept;
         for (at, letter) in &done.letters {
             done.marks[*at] = if kept { Mark::Settled } else { Mark::Unsettled };
-            if kept && self.counted.insert(done.start + *at as u64) {
+            if kept && self.memory.counted.insert(done.start + *at as u64) {
                 self.run.tally(|tally| tally.count_letter(letter));
             }
         }
         failpoint::reach("letters-kept").await;
+    }
+}
+
+/// A key and a value as one number. Two different pairs that share it cost a detour, not a row.
+fn identity(key: Digest, value: Digest) -> u64 {
+    u64::from_be_bytes(key.0) ^ u64::from_be_bytes(value.0).rotate_left(32)
+}
+
+impl Collector<'_> {
+    /// Seals the reading and looks for records that a reading sealed before it has sent with the same value. Says for each
+    /// table whether there are any; their positions are remembered, for the next reading to leave out.
+    async fn seal(&mut self) -> Result<Vec<bool>, UploadError> {
+        const COUNT: u32 = 10_000;
+        let cache = &self.run.ctx.cache;
+        let mut contested = vec![false; usize::from(u8::MAX) + 1];
+        let rivals = patience::cache(|| cache.seal(self.lease, self.number)).await?;
+        for rival in &rivals {
+            let mut start = 0;
+            loop {
+                let marks = patience::cache(|| cache.rival_marks(&self.run.queue, rival, start, COUNT)).await?;
+                if marks.is_empty() {
+                    break;
+                }
+                for mark in &marks {
+                    if let Mark::Sent { key, value, .. } = mark
+                        && let Some((position, table)) = self.sent.get(&identity(*key, *value))
+                    {
+                        contested[usize::from(*table)] = true;
+                        self.memory.deferred.insert(*position);
+                    }
+                }
+                start += marks.len() as u64;
+            }
+        }
+        Ok(contested)
     }
 }
 

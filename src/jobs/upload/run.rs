@@ -91,6 +91,8 @@ pub(super) struct Tally {
     pub(super) uploaded_before: u64,
     /// Entries that could be neither uploaded nor kept as dead letters, and stay in flight.
     pub(super) unsettled: u64,
+    /// Entries put off because another batch was sending their record.
+    pub(super) deferred: u64,
     pub(super) released: Released,
     pub(super) progress: ProgressReport,
     /// Why dead letters could not be kept.
@@ -125,6 +127,7 @@ impl Tally {
             ("repeated_entries", self.repeated),
             ("uploaded_before", self.uploaded_before),
             ("rewritten_meanwhile", self.released.rewritten),
+            ("deferred_entries", self.deferred),
         ] {
             if value > 0 {
                 findings.push(Finding::count(name, value));
@@ -187,9 +190,8 @@ impl Run {
     }
 
     /// Why dead letters cannot be kept.
-    pub(super) fn letters_error(&self) -> String {
-        let tally = self.tally.lock().expect("nobody panics while holding the tally");
-        tally.letters_error.clone().unwrap_or_default()
+    pub(super) fn letters_error(&self) -> Option<String> {
+        self.tally.lock().expect("nobody panics while holding the tally").letters_error.clone()
     }
 
     /// How many entries wait.

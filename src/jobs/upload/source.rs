@@ -1,7 +1,7 @@
 //! The beginning of a reading: entries are claimed (or, in a batch that exists, listed), decoded, sent to their tables, and
 //! their records read, in stretches of bounded size.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,7 +13,7 @@ use super::reading::Leg;
 use super::record::Rejection;
 use super::run::Run;
 use super::work::{Item, Rejected, Work};
-use crate::cache::{AfterUpload, CacheError, Digest, Lease, Mark, Stored};
+use crate::cache::{AfterUpload, CacheError, Digest, Lease, Mark, Stored, Uploaded};
 
 /// Entries asked for at a time: moving 1,000 keeps Redis busy for less than a millisecond.
 const STRETCH: u32 = 1_000;
@@ -26,14 +26,16 @@ pub(super) struct Source {
     lease: Lease,
     legs: Vec<Leg>,
     buried: HashSet<u32>,
+    /// Positions of records that another batch sends: they are left for later.
+    deferred: HashSet<u32>,
     /// Whether the batch may still take entries from the queue.
     claiming: bool,
     position: u64,
     bytes: u64,
     /// Entries handed out for each table, against its cap.
     taken: Vec<u64>,
-    /// Keys seen, as digests: a batch has tens of thousands.
-    seen: HashSet<[u8; 16]>,
+    /// Digests of the keys and values that were handed out: a batch has tens of thousands.
+    seen: HashSet<(Digest, Digest)>,
 }
 
 /// An entry of the current stretch that needs its record.
@@ -44,14 +46,21 @@ struct Wanted {
 }
 
 impl Source {
-    pub(super) fn new(run: Arc<Run>, lease: Lease, legs: Vec<Leg>, buried: Vec<u32>, claiming: bool) -> Self {
+    pub(super) fn new(
+        run: Arc<Run>,
+        lease: Lease,
+        legs: Vec<Leg>,
+        buried: Vec<u32>,
+        deferred: HashSet<u32>,
+        claiming: bool,
+    ) -> Self {
         let taken = vec![0; legs.len()];
         let buried = buried.into_iter().collect();
-        Self { run, lease, legs, buried, claiming, position: 0, bytes: 0, taken, seen: HashSet::new() }
+        Self { run, lease, legs, buried, deferred, claiming, position: 0, bytes: 0, taken, seen: HashSet::new() }
     }
 
     /// The next entries of the batch; none at its end.
-    async fn next_entries(&mut self) -> Result<Vec<Bytes>, CacheError> {
+    pub(super) async fn next_entries(&mut self) -> Result<Vec<Bytes>, CacheError> {
         let cache = &self.run.ctx.cache;
         let limits = &self.run.limits;
         let left = u64::from(limits.max_rows).saturating_sub(self.position);
@@ -76,19 +85,23 @@ impl Source {
         .await
     }
 
-    /// The next stretches, ready to be encoded; `None` at the end of the batch.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<Work>>, CacheError> {
-        let entries = self.next_entries().await?;
-        if entries.is_empty() {
-            return Ok(None);
-        }
+    /// Stretches of these entries, which came from [`Source::next_entries`], ready to be encoded.
+    pub(super) async fn stretches(&mut self, entries: Vec<Bytes>) -> Result<Vec<Work>, CacheError> {
+        // Of entries that were claimed together, and before any of their records is read, one stands for all that name the
+        // same record: the value that is read is at least as new as each of them.
+        let mut keys = HashSet::new();
         let mut marks = vec![Mark::Untouched; entries.len()];
         let mut rejected = Vec::new();
         let mut wanted = Vec::new();
         let covered = self.covered(entries.len()).await?;
         for (at, bytes) in entries.iter().enumerate() {
             let position = self.position + at as u64;
-            if covered[at] || u32::try_from(position).is_ok_and(|position| self.buried.contains(&position)) {
+            let position = u32::try_from(position).expect("a batch has fewer than 2^32 entries");
+            if covered[at] || self.buried.contains(&position) {
+                continue;
+            }
+            if self.deferred.contains(&position) {
+                marks[at] = Mark::Unsettled;
                 continue;
             }
             let reject = |key: &str, reason, detail: String| Rejected {
@@ -118,7 +131,7 @@ impl Source {
             };
             // The table is not part of this reading: it is done, or another attempt has it.
             let Some(table) = self.legs.iter().position(|leg| leg.table.name == name) else { continue };
-            if !self.seen.insert(Digest::of(key.as_bytes()).0) {
+            if !keys.insert(Digest::of(key.as_bytes())) {
                 marks[at] = Mark::Settled;
                 self.run.tally(|tally| tally.repeated += 1);
                 continue;
@@ -132,7 +145,7 @@ impl Source {
         }
         let works = self.read(&entries, marks, rejected, &wanted).await?;
         self.position += entries.len() as u64;
-        Ok(Some(works))
+        Ok(works)
     }
 
     /// For each of the next `count` entries: whether a load that succeeded has brought it, or its reading settled it.
@@ -209,18 +222,28 @@ impl Source {
             let (reason, detail, size_bytes) = match value {
                 Stored::Value(value) if value.len() as u64 <= limit.0 => {
                     self.bytes += value.len() as u64;
-                    if sent_before.as_ref().is_some_and(|sent| sent[number] == Some(Digest::of(&value))) {
+                    let digests = (Digest::of(wanted.key.as_bytes()), Digest::of(&value));
+                    let before = sent_before.as_ref().is_some_and(|sent| sent[number] == Some(digests.1));
+                    if before || !self.seen.insert(digests) {
                         work.marks[at] = Mark::Settled;
-                        self.run.tally(|tally| tally.uploaded_before += 1);
+                        self.run.tally(|tally| {
+                            let counter = if before { &mut tally.uploaded_before } else { &mut tally.repeated };
+                            *counter += 1;
+                        });
                         continue;
                     }
                     let (key, entry) = (wanted.key.clone(), entries[wanted.at].clone());
-                    work.items.push(Item { at, table: wanted.table, key, entry, value });
+                    work.items.push(Item { at, table: wanted.table, key, entry, value, digests });
                     continue;
                 }
-                Stored::Missing if uploaded.contains(&wanted.key) => {
+                Stored::Missing if uploaded.get(&wanted.key) == Some(&Uploaded::Yes) => {
                     work.marks[at] = Mark::Settled;
                     self.run.tally(|tally| tally.uploaded_before += 1);
+                    continue;
+                }
+                Stored::Missing if uploaded.get(&wanted.key) == Some(&Uploaded::Pending) => {
+                    // Whether the batch that has it will bring it, nobody can say yet.
+                    work.marks[at] = Mark::Unsettled;
                     continue;
                 }
                 Stored::Missing => (
@@ -269,14 +292,14 @@ impl Source {
         patience::cache(|| self.run.ctx.cache.sent(&self.run.queue, &keys)).await.map(Some)
     }
 
-    /// The missing ones of these records that an earlier entry already brought.
-    async fn uploaded(&self, wanted: &[Wanted], values: &[Stored]) -> Result<HashSet<String>, CacheError> {
+    /// What other batches did with the missing ones of these records.
+    async fn uploaded(&self, wanted: &[Wanted], values: &[Stored]) -> Result<HashMap<String, Uploaded>, CacheError> {
         let missing = wanted.iter().zip(values).filter(|(_, value)| matches!(value, Stored::Missing));
         let keys: Vec<&str> = missing.map(|(wanted, _)| wanted.key.as_str()).collect();
         if keys.is_empty() {
-            return Ok(HashSet::new());
+            return Ok(HashMap::new());
         }
         let known = patience::cache(|| self.run.ctx.cache.uploaded(&self.run.queue, &keys)).await?;
-        Ok(keys.iter().zip(known).filter(|(_, known)| *known).map(|(key, _)| (*key).to_owned()).collect())
+        Ok(keys.iter().map(|key| (*key).to_owned()).zip(known).collect())
     }
 }

@@ -78,10 +78,14 @@ impl Table {
         if !known.exists {
             let schema = known.shape.new_table(&self.dataset);
             tracing::info!(dataset = %self.name, table = %self.dataset.table, "creating the table");
-            patience::warehouse(|| warehouse.create(&self.dataset.table, &schema)).await?;
-            // Somebody else may have created it with other columns: what counts is what is there now.
+            let created = patience::warehouse(|| warehouse.create(&self.dataset.table, &schema)).await;
+            // Somebody else may have created it, perhaps with other columns: what counts is what is there now.
             let found = patience::warehouse(|| warehouse.schema(&self.dataset.table)).await?;
-            let mut shape = Shape::of(found.unwrap_or(schema).columns);
+            let mut shape = match (found, created) {
+                (Some(found), _) => Shape::of(found.columns),
+                (None, Ok(())) => Shape::of(schema.columns),
+                (None, Err(error)) => return Err(error),
+            };
             shape.body_is_text = known.shape.body_is_text;
             for column in &known.shape.columns {
                 shape.ensure(&column.name, column.column_type.clone());

@@ -36,6 +36,8 @@ pub(super) struct Item {
     pub(super) key: String,
     pub(super) entry: Bytes,
     pub(super) value: Bytes,
+    /// The digests of the key and of the value.
+    pub(super) digests: (Digest, Digest),
 }
 
 /// An entry that becomes a dead letter.
@@ -102,7 +104,8 @@ impl Plan {
                         let position =
                             u32::try_from(work.start).expect("a batch has fewer than 2^32 entries") + item.at as u32;
                         index.push((position, u32::try_from(plain.len() - before).expect("a row is at most a few MB")));
-                        work.marks[item.at] = Mark::Sent { table: number, digest: Digest::of(&item.value) };
+                        let (key, value) = item.digests;
+                        work.marks[item.at] = Mark::Sent { table: number, key, value };
                     }
                     // It waits for new columns: this reading does not send it.
                     Ok(()) => {}

@@ -1,0 +1,236 @@
+//! Tables that people like to read.
+
+use chrono::{DateTime, Utc};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+
+use super::output::{Output, Paint};
+use super::times::{duration, instant, number, relative};
+use crate::history::{Alert, AlertState, DeadLetter, DeadLetterCount, Message, MessageState, Run, RunState, Severity};
+use crate::units::Size;
+
+/// What is left of a text in a table's last column.
+const MAX_TEXT: usize = 120;
+
+/// A table under construction: headings, rows, and which words of one column are coloured.
+struct Sheet {
+    table: Table,
+    painted: Vec<(String, Paint)>,
+}
+
+impl Sheet {
+    fn new(out: &Output, headings: &[&str]) -> Self {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(out.width).set_header(headings.iter().map(|heading| Cell::new(heading)));
+        Self { table, painted: Vec::new() }
+    }
+
+    fn row(&mut self, cells: Vec<Cell>) {
+        self.table.add_row(cells);
+    }
+
+    fn paint(&mut self, word: &str, paint: Paint) {
+        if !self.painted.iter().any(|(painted, _)| painted == word) {
+            self.painted.push((word.to_owned(), paint));
+        }
+    }
+
+    /// The text. Colours are put in last, because a table that measures its cells must not see them.
+    fn finish(self, out: &Output) -> String {
+        let mut text = self.table.to_string();
+        for (word, paint) in self.painted {
+            let (cell, coloured) = (format!(" {word} "), format!(" {} ", out.paint(paint, &word)));
+            let lines = text.lines().map(|line| line.replacen(&cell, &coloured, 1));
+            text = lines.collect::<Vec<_>>().join("\n");
+        }
+        text
+    }
+}
+
+fn right(text: impl ToString) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+/// Runs, newest first.
+pub(super) fn runs(out: &Output, runs: &[Run], now: DateTime<Utc>) -> String {
+    let headings = ["Job", "State", "When (UTC)", "", "Took", "Rows", "Try", "Why", "What happened"];
+    let mut sheet = Sheet::new(out, &headings);
+    for run in runs {
+        let when = run.started_at.or(run.slot).unwrap_or(run.created_at);
+        sheet.paint(run.state.as_str(), run_paint(run.state));
+        sheet.row(vec![
+            Cell::new(&run.job),
+            Cell::new(run.state),
+            Cell::new(instant(when)),
+            Cell::new(relative(when, now)),
+            right(run.duration_ms.map(duration).unwrap_or_default()),
+            right(run.rows.map(number).unwrap_or_default()),
+            right(run.attempt),
+            Cell::new(run.trigger.as_str().replace('_', "-")),
+            Cell::new(what_happened(run)),
+        ]);
+    }
+    sheet.finish(out)
+}
+
+/// The colour of a state.
+pub(super) fn run_paint(state: RunState) -> Paint {
+    match state {
+        RunState::Succeeded => Paint::Good,
+        RunState::Failed | RunState::TimedOut | RunState::Lost => Paint::Bad,
+        RunState::Missed | RunState::Cancelled => Paint::Warn,
+        RunState::Running => Paint::Strong,
+        RunState::Skipped => Paint::Faint,
+    }
+}
+
+/// One line about a run: its error, why it was missed, or which of its findings breached a limit.
+pub(super) fn what_happened(run: &Run) -> String {
+    // Findings of one name differ in what they are about; in one line their sum will do.
+    let mut breached: Vec<(&str, f64)> = Vec::new();
+    for finding in run.findings.as_array().into_iter().flatten().filter(|finding| finding["breached"] == true) {
+        let (name, value) = (finding["name"].as_str().unwrap_or("?"), finding["value"].as_f64().unwrap_or(0.0));
+        match breached.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, sum)) => *sum += value,
+            None => breached.push((name, value)),
+        }
+    }
+    let breached = breached.iter().map(|(name, value)| format!("{} {}", value, name.replace('_', " ")));
+    let cause = run.cause.map(|cause| cause.as_str().replace('_', " "));
+    let parts = [cause, run.error.clone()].into_iter().flatten().chain(breached);
+    shorten(&parts.collect::<Vec<_>>().join("; "), MAX_TEXT)
+}
+
+/// Dead letters, oldest first.
+pub(super) fn dead_letters(out: &Output, letters: &[DeadLetter], now: DateTime<Utc>) -> String {
+    let mut sheet = Sheet::new(out, &["Id", "Dataset", "Key", "Size", "Kept", "Reason", "Detail"]);
+    for letter in letters {
+        let key =
+            if letter.key.is_empty() { String::from_utf8_lossy(&letter.entry) } else { letter.key.as_str().into() };
+        sheet.row(vec![
+            Cell::new(&letter.id),
+            Cell::new(if letter.dataset.is_empty() { "-" } else { &letter.dataset }),
+            Cell::new(shorten(&key, 48)),
+            right(letter.size_bytes.map(|size| Size(size).to_string()).unwrap_or_default()),
+            Cell::new(relative(letter.created_at, now)),
+            Cell::new(&letter.reason),
+            Cell::new(shorten(&letter.detail, MAX_TEXT)),
+        ]);
+    }
+    sheet.finish(out)
+}
+
+/// How many dead letters there are for each dataset and reason.
+pub(super) fn dead_letter_counts(out: &Output, counts: &[DeadLetterCount], now: DateTime<Utc>) -> String {
+    let mut sheet = Sheet::new(out, &["Dataset", "Reason", "Dead letters", "Oldest"]);
+    for count in counts {
+        sheet.row(vec![
+            Cell::new(if count.dataset.is_empty() { "-" } else { &count.dataset }),
+            Cell::new(&count.reason),
+            right(number(count.count)),
+            Cell::new(relative(count.oldest, now)),
+        ]);
+    }
+    sheet.finish(out)
+}
+
+/// Alerts, firing ones first.
+pub(super) fn alerts(out: &Output, alerts: &[Alert], now: DateTime<Utc>) -> String {
+    let mut sheet = Sheet::new(out, &["State", "Severity", "Alert", "About", "Since (UTC)", "", "Summary"]);
+    for alert in alerts {
+        let paint = if alert.state == AlertState::Firing { Paint::Bad } else { Paint::Good };
+        sheet.paint(alert.state.as_str(), paint);
+        let when = alert.ends_at.filter(|_| alert.state == AlertState::Resolved).unwrap_or(alert.starts_at);
+        let about: Vec<String> = alert.labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+        sheet.row(vec![
+            Cell::new(alert.state),
+            Cell::new(severity(alert.severity)),
+            Cell::new(&alert.name),
+            Cell::new(about.join(" ")),
+            Cell::new(instant(when)),
+            Cell::new(relative(when, now)),
+            Cell::new(shorten(&alert.summary, MAX_TEXT)),
+        ]);
+    }
+    sheet.finish(out)
+}
+
+fn severity(severity: Severity) -> &'static str {
+    severity.as_str()
+}
+
+/// Messages, newest first.
+pub(super) fn messages(out: &Output, messages: &[Message], now: DateTime<Utc>) -> String {
+    let mut sheet = Sheet::new(out, &["State", "Receiver", "Tries", "Queued (UTC)", "", "Says", "Last error"]);
+    for message in messages {
+        let paint = match message.state {
+            MessageState::Sent => Paint::Good,
+            MessageState::Dead => Paint::Bad,
+            MessageState::Queued | MessageState::Leased => Paint::Warn,
+            MessageState::Superseded => Paint::Faint,
+        };
+        sheet.paint(message.state.as_str(), paint);
+        sheet.row(vec![
+            Cell::new(message.state),
+            Cell::new(&message.receiver),
+            right(message.attempts),
+            Cell::new(instant(message.created_at)),
+            Cell::new(relative(message.created_at, now)),
+            Cell::new(shorten(&format!("{}: {}", message.notice.state, message.notice.summary), MAX_TEXT)),
+            Cell::new(shorten(message.last_error.as_deref().unwrap_or_default(), 80)),
+        ]);
+    }
+    sheet.finish(out)
+}
+
+/// A plain table.
+pub(super) fn plain(out: &Output, headings: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut sheet = Sheet::new(out, headings);
+    for row in rows {
+        let cell = |text: &String| {
+            let numeric = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == ',');
+            if numeric { right(text) } else { Cell::new(text) }
+        };
+        sheet.row(row.iter().map(cell).collect());
+    }
+    sheet.finish(out)
+}
+
+/// At most `most` characters, on one line; `…` says that there was more.
+pub(super) fn shorten(text: &str, most: usize) -> String {
+    let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if one_line.chars().count() <= most {
+        return one_line;
+    }
+    let mut cut: String = one_line.chars().take(most.saturating_sub(1)).collect();
+    cut.truncate(cut.trim_end().len());
+    cut.push('…');
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_errors_are_cut_and_lie_on_one_line() {
+        assert_eq!(shorten("a\n  b", 10), "a b");
+        assert_eq!(shorten("abcdefghij", 5), "abcd…");
+        assert_eq!(shorten("abc defghij", 5), "abc…");
+    }
+
+    #[test]
+    fn colours_do_not_change_the_shape_of_a_table() {
+        let out = Output { json: false, colour: false, watched: false, width: 80 };
+        let draw = |out: &Output| {
+            let mut sheet = Sheet::new(out, &["Job", "State"]);
+            sheet.paint("failed", Paint::Bad);
+            sheet.row(vec![Cell::new("nightly-upload"), Cell::new("failed")]);
+            sheet.finish(out)
+        };
+        let coloured = draw(&Output { colour: true, ..out });
+        assert!(coloured.contains("\u{1b}[31mfailed\u{1b}[0m"), "{coloured}");
+        assert_eq!(coloured.replace("\u{1b}[31m", "").replace("\u{1b}[0m", ""), draw(&out));
+    }
+}
