@@ -12,7 +12,7 @@ use ::redis::{Pipeline, RedisError, Value};
 use futures_util::future::try_join;
 
 use super::link::{Database, Lane};
-use super::names::{self, Names, bytes, millis, number};
+use super::names::{self, Names, bytes, number};
 use super::{errors, read, script};
 use crate::cache::{AfterUpload, CacheError, Digest, Lease, Released, Stored};
 
