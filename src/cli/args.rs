@@ -37,6 +37,7 @@ pub(super) enum Command {
     /// Stay up and run every job on its schedule
     Serve(ServeArgs),
     /// Run one job now, or everything that is due
+    #[command(override_usage = "lamplighter run [OPTIONS] <JOB>\n       lamplighter run [OPTIONS] --due")]
     Run(RunArgs),
     /// Check jobs.toml and the environment, and show the next five runs of every job
     Check,
@@ -81,7 +82,7 @@ pub(super) struct RunArgs {
     #[arg(long)]
     pub(super) due: bool,
     /// Print what the run would do, and touch nothing
-    #[arg(long, requires = "job")]
+    #[arg(long, conflicts_with = "due")]
     pub(super) dry_run: bool,
     /// How long running jobs may take to end after SIGTERM or Ctrl-C
     #[arg(long, value_name = "DURATION", env = "LAMPLIGHTER_GRACE", default_value = "25s", value_parser = Span::parse)]

@@ -22,7 +22,7 @@ impl Sheet {
     fn new(out: &Output, headings: &[&str]) -> Self {
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_width(out.width).set_header(headings.iter().map(|heading| Cell::new(heading)));
+        table.set_width(out.width).set_header(headings.iter().map(Cell::new));
         Self { table, painted: Vec::new() }
     }
 

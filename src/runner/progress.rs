@@ -20,7 +20,7 @@ pub fn to_log(job: &str, clock: &Arc<dyn Clock>) -> Progress {
         }
         *last = Some(now);
         let (done, total) = (report.done, report.total);
-        let percent = if total > 0 { done.saturating_mul(100) / total } else { 0 };
+        let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0);
         tracing::info!(job.name = job, done, total, "{job}: {} ({done} of {total}, {percent} %)", report.doing);
     })
 }

@@ -55,7 +55,7 @@ async fn wrong_usage_ends_with_2_and_a_hint() {
     let house = folder(&shipped());
     for (args, hint) in [
         (&["serv"][..], "'serve'"),
-        (&["run"], "<JOB|--due>"),
+        (&["run"], "[OPTIONS] --due"),
         (&["run", "--due", "--dry-run"], "--dry-run"),
         (&["run", "nightly-uplod"], "did you mean \"nightly-upload\"?"),
         (&["history", "--state", "ok"], "is none of: running, succeeded"),
@@ -118,10 +118,9 @@ async fn a_jobs_file_that_cannot_be_read_is_one_clear_complaint() {
 #[tokio::test]
 async fn an_absent_server_ends_with_69_and_its_password_is_not_shown() {
     let house = folder(&shipped());
-    for (name, address) in [
-        ("REDIS_URL", "redis://:hunter2@127.0.0.1:1"),
-        ("DATABASE_URL", "postgres://me:hunter2@127.0.0.1:1/watch"),
-    ] {
+    for (name, address) in
+        [("REDIS_URL", "redis://:hunter2@127.0.0.1:1"), ("DATABASE_URL", "postgres://me:hunter2@127.0.0.1:1/watch")]
+    {
         let env = BTreeMap::from([(name, address.to_owned())]);
         for args in [&["run", "nightly-upload"][..], &["run", "--due"]] {
             let said = ask_with(house.path(), &env, args).await;
@@ -142,7 +141,7 @@ async fn a_run_by_hand_is_in_the_history() {
 
     let said = ask(house.path(), &["history", "nightly-upload", "--state", "succeeded,failed", "--since", "1h"]).await;
     assert_eq!(said.code, Some(0), "{}", said.err);
-    for word in ["When (UTC)", "nightly-upload", "succeeded", "manual", " ago"] {
+    for word in ["When (UTC)", "nightly-upload", "succeeded", "manual"] {
         assert!(said.out.contains(word), "{word:?} is missing in\n{}", said.out);
     }
     assert!(!said.out.contains('\u{1b}'), "no colours where no terminal listens");
@@ -186,11 +185,11 @@ async fn schedules_are_explained_or_refused() {
 async fn the_fleets_timeline_has_the_clock_changes_in_it() {
     let zoned = shipped().replace("timezone = \"UTC\"", "timezone = \"Europe/Berlin\"");
     let house = folder(&zoned);
-    let said = ask(house.path(), &["simulate", "--from", "2026-03-28", "--to", "2026-03-30"]).await;
+    let said = ask(house.path(), &["simulate", "--from", "2026-03-28", "--to", "2026-03-29T12:00"]).await;
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.out.contains("the clocks of Europe/Berlin change from +01:00 to +02:00"), "{}", said.out);
     assert_eq!(said.out.matches("nightly-upload-scoring").count(), 2, "{}", said.out);
-    let said = ask(house.path(), &["simulate", "--from", "2026-03-28", "--to", "2026-03-30", "--json"]).await;
+    let said = ask(house.path(), &["simulate", "--from", "2026-03-28", "--to", "2026-03-29T12:00", "--json"]).await;
     assert!(said.out.lines().map(json).any(|event| event["event"] == "clock_change"), "{}", said.out);
 }
 
@@ -236,7 +235,7 @@ async fn the_demo_shows_a_whole_night_and_leaves_a_folder_to_play_with() {
     assert!(said.code == Some(0) && said.out.contains("not_json"), "{}{}", said.out, said.err);
     let id = letters.iter().find(|letter| letter["reason"] == "not_json").unwrap()["id"].as_str().unwrap();
     let said = ask_with(&night, &played, &["dead-letters", "show", id]).await;
-    assert!(said.out.contains("\"transaction_id\":\"tx_900001\""), "{}", said.out);
+    assert!(said.out.contains("\"customer_age_bracket\":\"25-34\""), "{}", said.out);
     let said = ask_with(&night, &played, &["dead-letters", "export", "--reason", "schema"]).await;
     assert_eq!(said.out.lines().map(json).count(), 2);
     let said = ask_with(&night, &played, &["dead-letters", "retry", id]).await;

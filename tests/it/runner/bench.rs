@@ -249,7 +249,6 @@ impl Bench {
     pub fn woken(&self) -> usize {
         self.bell.woken.load(Ordering::SeqCst)
     }
-
 }
 
 /// Rows of a job, newest first.

@@ -68,8 +68,7 @@ async fn two_replicas_on_one_postgres_never_run_the_same_slot_twice() {
     let starts: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
     let replicas: Vec<_> = ["owner-a", "owner-b"]
         .map(|owner| {
-            let history: SharedHistory =
-                Arc::new(PostgresHistory::connect(&database.url.clone().into()).unwrap());
+            let history: SharedHistory = Arc::new(PostgresHistory::connect(&database.url.clone().into()).unwrap());
             let jobs = names.iter().map(|name| {
                 let starts = starts.clone();
                 let body = move |ctx: lamplighter::jobs::JobContext| {
@@ -78,8 +77,14 @@ async fn two_replicas_on_one_postgres_never_run_the_same_slot_twice() {
                 };
                 job(name, body).overlap(Overlap::Allow)
             });
-            let runner =
-                runner(history.clone(), store.clone(), clock.clone(), Arc::new(Notebook::default()), jobs.collect(), owner);
+            let runner = runner(
+                history.clone(),
+                store.clone(),
+                clock.clone(),
+                Arc::new(Notebook::default()),
+                jobs.collect(),
+                owner,
+            );
             runner.watch_for_lost_runs();
             (runner, history)
         })

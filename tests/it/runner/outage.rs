@@ -77,8 +77,7 @@ fn counting(name: &str, count: &Arc<AtomicU32>) -> TestJob {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_database_some_jobs_run_and_others_wait_and_all_is_recorded_later() {
     let (ran, waited) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-    let jobs =
-        vec![probe(), counting("runs", &ran), counting("waits", &waited).when_db_down(WhenDbDown::Wait)];
+    let jobs = vec![probe(), counting("runs", &ran), counting("waits", &waited).when_db_down(WhenDbDown::Wait)];
     let house = House::new(jobs, Tempo::default()).await;
     house.outage().await;
 
