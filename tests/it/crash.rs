@@ -249,7 +249,8 @@ async fn killed_at_every_step_nothing_is_lost_or_doubled() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random_while_producers_write_and_rewrite_nothing_is_lost_or_doubled() {
     let kills: u32 = std::env::var("LAMPLIGHTER_TEST_KILLS").map_or(20, |kills| kills.parse().unwrap());
-    let seed: u64 = std::env::var("LAMPLIGHTER_TEST_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    let seed: u64 =
+        std::env::var("LAMPLIGHTER_TEST_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     eprintln!("{kills} kills with LAMPLIGHTER_TEST_SEED={seed}");
     let mut dice = fastrand::Rng::with_seed(seed);
     let mut stage = Stage::new().await;
