@@ -128,7 +128,9 @@ impl Upload {
         let runs = self.runs(ctx, tally);
         let mut total = 0;
         for run in &runs {
-            total += run.depth().await?;
+            let depth = run.depth().await?;
+            run.allow(depth);
+            total += depth;
         }
         tally.lock().expect("nobody panics while holding the tally").progress.total = total;
         // A queue that fails does not keep the others from being drained.
@@ -200,13 +202,16 @@ async fn recover(run: &Arc<Run>, patiently: bool) -> Result<(), UploadError> {
     let mut tick = tokio::time::interval(run.lease.0 / 8);
     for _ in 0..if patiently { 10 } else { 1 } {
         tick.tick().await;
+        // Entries that are in flight because dead letters cannot be kept would only go round in circles.
+        if run.ctx.stopping.is_cancelled() || run.letters_error().is_some() {
+            break;
+        }
         let left = patience::cache(|| cache.inflight(&run.queue)).await?;
+        if left.is_empty() {
+            break;
+        }
         for batch in left.iter().filter(|batch| !batch.leased) {
             finish_for(run, &batch.batch).await?;
-        }
-        // Entries that are in flight because dead letters cannot be kept would only go round in circles.
-        if left.is_empty() || run.ctx.stopping.is_cancelled() || run.letters_error().is_some() {
-            break;
         }
     }
     Ok(())

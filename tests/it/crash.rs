@@ -40,7 +40,7 @@ const JOB: &str = r#"
 [jobs.upload]
 kind = "upload"
 datasets = ["transactions", "predictions", "scored", "scored_txs"]
-lease = "1s"
+lease = "3s"
 batch = { max_rows = 40 }
 retry = { attempts = 1 }
 notify = []

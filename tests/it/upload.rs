@@ -250,7 +250,7 @@ async fn a_stopped_upload_leaves_the_rest_queued(rig: Rig) {
 }
 
 async fn a_queue_of_several_batches_arrives_once(mut rig: Rig) {
-    let job = JOB.replace("lease = \"1s\"", "lease = \"1s\"\nbatch = { max_rows = 400 }");
+    let job = JOB.replace("lease = \"3s\"", "lease = \"3s\"\nbatch = { max_rows = 400 }");
     let other = Rig::sqlite(&job).await;
     (rig.job, rig.datasets) = (other.job.clone(), other.datasets.clone());
     let records: Vec<Produced> = (0..1_500).map(|n| transaction(&format!("{n:04}"), f64::from(n))).collect();

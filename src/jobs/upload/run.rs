@@ -1,6 +1,7 @@
 //! One run of an upload over one queue: what its batches share, and what they came to.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
@@ -73,6 +74,9 @@ pub(super) struct Run {
     pub(super) limits: Limits,
     /// How long a batch stays ours without a sign of life.
     pub(super) lease: Span,
+    /// How many entries this run may still claim: as many as waited when it began. What comes in later is the next run's, or
+    /// a queue that is filled all day would be drained in tiny loads all day.
+    quota: AtomicU64,
     tally: Arc<Mutex<Tally>>,
 }
 
@@ -149,7 +153,22 @@ impl Run {
         lease: Span,
         tally: Arc<Mutex<Tally>>,
     ) -> Self {
-        Self { ctx, queue, tables, limits, lease, tally }
+        Self { ctx, queue, tables, limits, lease, quota: AtomicU64::new(0), tally }
+    }
+
+    /// Sets how many entries this run may claim.
+    pub(super) fn allow(&self, entries: u64) {
+        self.quota.store(entries, Ordering::Relaxed);
+    }
+
+    /// How many entries this run may still claim.
+    pub(super) fn quota(&self) -> u64 {
+        self.quota.load(Ordering::Relaxed)
+    }
+
+    /// Notes that entries were claimed.
+    pub(super) fn claimed(&self, entries: u64) {
+        self.allow(self.quota().saturating_sub(entries));
     }
 
     /// The dataset that a key belongs to: of several that match, the one whose pattern says most.

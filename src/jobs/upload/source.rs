@@ -63,7 +63,7 @@ impl Source {
     pub(super) async fn next_entries(&mut self) -> Result<Vec<Bytes>, CacheError> {
         let cache = &self.run.ctx.cache;
         let limits = &self.run.limits;
-        let left = u64::from(limits.max_rows).saturating_sub(self.position);
+        let left = u64::from(limits.max_rows).saturating_sub(self.position).min(self.run.quota());
         if !self.claiming {
             return patience::cache(|| cache.entries(&self.lease, self.position, STRETCH)).await;
         }
@@ -73,7 +73,7 @@ impl Source {
         let count = STRETCH.min(u32::try_from(left).unwrap_or(STRETCH));
         // A claim whose answer was lost has moved its entries all the same: look before claiming again.
         let doubt = AtomicBool::new(false);
-        patience::cache(|| async {
+        let entries = patience::cache(|| async {
             if doubt.swap(true, Ordering::Relaxed) {
                 let moved = cache.entries(&self.lease, self.position, STRETCH).await?;
                 if !moved.is_empty() {
@@ -82,7 +82,9 @@ impl Source {
             }
             cache.claim(&self.lease, count).await
         })
-        .await
+        .await?;
+        self.run.claimed(entries.len() as u64);
+        Ok(entries)
     }
 
     /// Stretches of these entries, which came from [`Source::next_entries`], ready to be encoded.

@@ -56,7 +56,7 @@ pub(crate) const JOB: &str = r#"
 [jobs.upload]
 kind = "upload"
 datasets = ["transactions", "predictions", "scored", "scored_txs"]
-lease = "1s"
+lease = "3s"
 "#;
 
 /// The whole arrangement.
