@@ -9,12 +9,12 @@
 //! | `{queue}:inflight` | set | the batches that somebody has claimed |
 //! | `{queue}:inflight:{batch}` | list | the claimed entries, oldest first |
 //! | `{queue}:inflight:{batch}:lease` | string with a TTL | who works on the batch; gone when the owner died. For a day after the end: `finished:{owner}`, so that a process that slept through it cannot begin the batch again |
-//! | `{queue}:inflight:{batch}:state` | hash | the readings made so far, the batch that unsettled entries move to, and the numbers of the last calls, so that a repeated one changes nothing |
+//! | `{queue}:inflight:{batch}:state` | hash | the readings made so far, what the sequence was when each began, the batch that unsettled entries move to, and the numbers of the last calls, so that a repeated one changes nothing |
 //! | `{queue}:inflight:{batch}:marks:{reading}` | string | one [`Mark`] for each entry, in the order of the list |
 //! | `{queue}:inflight:{batch}:buried` | set | positions of entries that the warehouse refused |
 //! | `{queue}:sequence` | number | counts sealings and finishings |
-//! | `{queue}:sealed` | sorted set | `{batch}:{reading}` of sealed readings, by the number of their sealing |
-//! | `{queue}:finished` | sorted set | `{batch}:{reading}` of loaded readings of finished batches, by the number of the finishing |
+//! | `{queue}:sealed` | sorted set | `{batch}:{reading}` of sealed readings of unfinished batches, by the number of the sealing |
+//! | `{queue}:finished` | sorted set with a TTL | `{batch}:{reading}:{number of the sealing}` of loaded readings of finished batches, by the number of the finishing |
 //! | `{queue}:uploaded:{batch}:{reading}` | string with a TTL | the marks of such a reading |
 //! | `{queue}:sent:{key}` | string with a TTL | the digest last uploaded, for records that are kept |
 

@@ -7,7 +7,7 @@ mod names;
 mod read;
 mod release;
 mod script;
-mod uploaded;
+mod sealed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use self::link::{Database, Link, Repeat};
 use self::names::{Names, bytes, members, millis, number, text};
 use super::{
     AfterUpload, CLAIM_LIMIT, CacheError, Digest, FINISHED_FOR, Inflight, Lease, Mark, Produced, QueueRef, Reading,
-    Released, Stored, UploadCache,
+    Released, Rival, Stored, UPLOADED_FOR, UploadCache, Uploaded,
 };
 
 /// Entries, positions or records in one command, where there may be many: small enough for Lua's stack and Redis's clients.
@@ -174,8 +174,22 @@ impl UploadCache for RedisCache {
         let more = |command: &mut Cmd| {
             command.arg(&call).arg(note);
         };
-        let answer = script::BEGIN.run(&database, lease, &[&names.lease, &names.state], more).await?;
+        let answer = script::BEGIN.run(&database, lease, &[&names.lease, &names.state, &names.sequence], more).await?;
         Ok(u32::try_from(number(&answer)).unwrap_or(u32::MAX))
+    }
+
+    async fn seal(&self, lease: &Lease, reading: u32) -> Result<Vec<Rival>, CacheError> {
+        sealed::seal(&*self.link.database(lease.queue.database)?, lease, reading).await
+    }
+
+    async fn rival_marks(
+        &self,
+        queue: &QueueRef,
+        rival: &Rival,
+        start: u64,
+        count: u32,
+    ) -> Result<Vec<Mark>, CacheError> {
+        sealed::rival_marks(&*self.link.database(queue.database)?, queue, rival, start, count).await
     }
 
     async fn readings(&self, lease: &Lease) -> Result<Vec<Reading>, CacheError> {
@@ -245,8 +259,8 @@ impl UploadCache for RedisCache {
         release::release(&*self.link.database(lease.queue.database)?, lease, records, after).await
     }
 
-    async fn uploaded(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<bool>, CacheError> {
-        uploaded::uploaded(&*self.link.database(queue.database)?, queue, keys).await
+    async fn uploaded(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<Uploaded>, CacheError> {
+        sealed::uploaded(&*self.link.database(queue.database)?, queue, keys).await
     }
 
     async fn sent(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<Option<Digest>>, CacheError> {
@@ -266,7 +280,7 @@ impl UploadCache for RedisCache {
         Ok(digests)
     }
 
-    async fn finish(&self, lease: &Lease, unsettled: &[Bytes]) -> Result<(), CacheError> {
+    async fn finish(&self, lease: &Lease, loaded: &[u32], unsettled: &[Bytes]) -> Result<(), CacheError> {
         let (database, names) = self.of(lease)?;
         let mut successor = String::new();
         if !unsettled.is_empty() {
@@ -292,10 +306,13 @@ impl UploadCache for RedisCache {
                 script::PUSH.run(&database, lease, &[&names.lease, &list], more).await?;
             }
         }
-        let keys = [&names.lease[..], &names.registry, &names.list, &names.state, &names.buried, &names.index];
+        let (marks, uploaded) = (names.marks(), names::uploaded(&lease.queue));
+        let Names { lease: held, registry, list, state, buried, sequence, sealed, finished } = &names;
+        let keys = [&held[..], registry, list, state, buried, sequence, sealed, finished];
         let more = |command: &mut Cmd| {
-            command.arg(&lease.batch).arg(millis(FINISHED_FOR)).arg(&successor).arg(unsettled.len());
-            command.arg(names::list(&lease.queue, "")).arg(names.marks()).arg(names::uploaded(&lease.queue, ""));
+            command.arg(&lease.batch).arg(millis(FINISHED_FOR)).arg(millis(UPLOADED_FOR));
+            command.arg(&successor).arg(unsettled.len());
+            command.arg(names::list(&lease.queue, "")).arg(&marks).arg(&uploaded).arg(loaded);
         };
         script::FINISH.run(&database, lease, &keys, more).await.map(drop)
     }

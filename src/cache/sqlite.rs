@@ -2,6 +2,7 @@
 
 #[macro_use]
 mod file;
+mod sealed;
 mod steps;
 
 use std::path::Path;
@@ -15,8 +16,8 @@ use sqlx::Row;
 use self::file::{File, millis};
 use self::steps::{append_entries, insert_batch, push, settle};
 use super::{
-    AfterUpload, CLAIM_LIMIT, CacheError, Digest, FINISHED_FOR, Inflight, Lease, Mark, Produced, QueueRef, Reading,
-    Released, Stored, UploadCache,
+    AfterUpload, CLAIM_LIMIT, CacheError, Digest, Inflight, Lease, Mark, Produced, QueueRef, Reading, Released, Rival,
+    Stored, UploadCache, Uploaded,
 };
 use crate::clock::Clock;
 
@@ -34,9 +35,10 @@ impl SqliteCache {
         Ok(Self { file: File::open(path, clock).await? })
     }
 
-    /// The number of a lease's batch, whoever holds it.
+    /// The number of a lease's batch, whoever holds it, unless it is finished.
     async fn batch(&self, lease: &Lease) -> Result<Option<i64>, CacheError> {
-        sqlx::query_scalar("SELECT id FROM batches WHERE database = ? AND queue = ? AND batch = ?")
+        let query = "SELECT id FROM batches WHERE database = ? AND queue = ? AND batch = ? AND finished_at IS NULL";
+        sqlx::query_scalar(query)
             .bind(lease.queue.database)
             .bind(&lease.queue.queue)
             .bind(&lease.batch)
@@ -221,14 +223,31 @@ impl UploadCache for SqliteCache {
         let mut change = self.file.change().await?;
         let batch = change.hold(lease).await?;
         let query = sqlx::query_scalar(
-            "INSERT INTO readings (batch_id, number, note) \
-             SELECT ?1, coalesce(max(number), 0) + 1, ?2 FROM readings WHERE batch_id = ?1 RETURNING number",
+            "INSERT INTO readings (batch_id, number, note, began) SELECT ?1, coalesce(max(number), 0) + 1, ?2, \
+             coalesce((SELECT number FROM sequences WHERE database = ?3 AND queue = ?4), 0) \
+             FROM readings WHERE batch_id = ?1 RETURNING number",
         )
         .bind(batch)
-        .bind(note);
+        .bind(note)
+        .bind(lease.queue.database)
+        .bind(&lease.queue.queue);
         let number = ask!(self.file, query, fetch_one, &mut *change.tx);
         change.commit().await?;
         Ok(number)
+    }
+
+    async fn seal(&self, lease: &Lease, reading: u32) -> Result<Vec<Rival>, CacheError> {
+        sealed::seal(&self.file, lease, reading).await
+    }
+
+    async fn rival_marks(
+        &self,
+        queue: &QueueRef,
+        rival: &Rival,
+        start: u64,
+        count: u32,
+    ) -> Result<Vec<Mark>, CacheError> {
+        sealed::rival_marks(&self.file, queue, rival, start, count).await
     }
 
     async fn readings(&self, lease: &Lease) -> Result<Vec<Reading>, CacheError> {
@@ -247,11 +266,7 @@ impl UploadCache for SqliteCache {
             .bind(reading);
         let there: i64 = ask!(self.file, query, fetch_one, &mut *change.tx);
         if there < start {
-            return Err(CacheError::Refused {
-                server: self.file.name.clone(),
-                reason: format!("parts of batch {} were written and are gone", lease.batch),
-                cure: "Nobody else may change the file".to_owned(),
-            });
+            return Err(self.file.vanished(lease));
         }
         for (position, mark) in (start..).zip(marks) {
             let mut stored = Vec::with_capacity(Mark::SIZE);
@@ -329,19 +344,8 @@ impl UploadCache for SqliteCache {
         Ok(released)
     }
 
-    async fn uploaded(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<bool>, CacheError> {
-        let mut found = Vec::with_capacity(keys.len());
-        for key in keys {
-            let query = sqlx::query_scalar(
-                "SELECT EXISTS (SELECT 1 FROM uploaded WHERE database = ? AND queue = ? AND key = ? AND expires_at > ?)",
-            )
-            .bind(queue.database)
-            .bind(&queue.queue)
-            .bind(*key)
-            .bind(self.file.now());
-            found.push(ask!(self.file, query, fetch_one, self.file.pool()));
-        }
-        Ok(found)
+    async fn uploaded(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<Uploaded>, CacheError> {
+        sealed::uploaded(&self.file, queue, keys).await
     }
 
     async fn sent(&self, queue: &QueueRef, keys: &[&str]) -> Result<Vec<Option<Digest>>, CacheError> {
@@ -360,38 +364,8 @@ impl UploadCache for SqliteCache {
         Ok(digests)
     }
 
-    async fn finish(&self, lease: &Lease, unsettled: &[Bytes]) -> Result<(), CacheError> {
-        let mut change = self.file.change().await?;
-        let query = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM batches WHERE database = ? AND queue = ? AND batch = ? AND owner = ? \
-             AND finished_at IS NOT NULL)",
-        )
-        .bind(lease.queue.database)
-        .bind(&lease.queue.queue)
-        .bind(&lease.batch)
-        .bind(&lease.owner);
-        if ask!(self.file, query, fetch_one, &mut *change.tx) {
-            return Ok(());
-        }
-        let batch = change.hold(lease).await?;
-        if !unsettled.is_empty() {
-            let successor = Lease { batch: super::successor_of(&lease.batch), ..lease.clone() };
-            let successor = insert_batch(&mut change, &successor, None).await?;
-            append_entries(&mut change, successor, unsettled).await?;
-        }
-        for query in [
-            sqlx::query("DELETE FROM claimed WHERE batch_id = ?").bind(batch),
-            sqlx::query("DELETE FROM readings WHERE batch_id = ?").bind(batch),
-            sqlx::query("DELETE FROM marks WHERE batch_id = ?").bind(batch),
-            sqlx::query("DELETE FROM buried WHERE batch_id = ?").bind(batch),
-            sqlx::query("UPDATE batches SET finished_at = ? WHERE id = ?").bind(change.now).bind(batch),
-            sqlx::query("DELETE FROM batches WHERE finished_at <= ?").bind(change.now - millis(FINISHED_FOR)),
-            sqlx::query("DELETE FROM uploaded WHERE expires_at <= ?").bind(change.now),
-            sqlx::query("DELETE FROM sent WHERE expires_at <= ?").bind(change.now),
-        ] {
-            ask!(self.file, query, execute, &mut *change.tx);
-        }
-        change.commit().await
+    async fn finish(&self, lease: &Lease, loaded: &[u32], unsettled: &[Bytes]) -> Result<(), CacheError> {
+        sealed::finish(&self.file, lease, loaded, unsettled).await
     }
 
     async fn requeue(

@@ -77,7 +77,10 @@ pub struct JobContext {
 
 /// Tells whoever watches a run how far it has come.
 #[derive(Clone, Default)]
-pub struct Progress(Option<Arc<dyn Fn(&ProgressReport) + Send + Sync>>);
+pub struct Progress(Option<Arc<Watcher>>);
+
+/// Is called with every report.
+type Watcher = dyn Fn(&ProgressReport) + Send + Sync;
 
 /// How far a run has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

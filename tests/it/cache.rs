@@ -2,14 +2,33 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+/// Runs each test over both backends.
+macro_rules! suite {
+    ($($name:ident),+ $(,)?) => {
+        mod redis_keeps_the_promise {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(super::Backend::redis().await).await;
+            })+
+        }
+        mod sqlite_keeps_the_promise {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(super::Backend::sqlite().await).await;
+            })+
+        }
+    };
+}
+
 mod on_redis;
+mod sealing;
 mod suite;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use lamplighter::cache::{
-    Digest, Lease, Produced, QueueRef, RedisCache, RedisSettings, SharedCache, SqliteCache, UploadCache,
+    Digest, Lease, Mark, Produced, QueueRef, RedisCache, RedisSettings, SharedCache, SqliteCache, UploadCache,
 };
 use lamplighter::clock::TestClock;
 use tempfile::TempDir;
@@ -101,6 +120,26 @@ async fn fill(cache: &dyn UploadCache, count: usize) {
 
 fn sent(value: &str) -> Digest {
     Digest::of(value.as_bytes())
+}
+
+/// Claims one entry into a batch of its own; the queue must hold one.
+async fn claim_one(cache: &dyn UploadCache, owner: &str) -> Lease {
+    let lease = lease(owner);
+    assert_eq!(cache.claim(&lease, 1).await.unwrap().len(), 1, "the queue is empty");
+    lease
+}
+
+/// The mark of a record that was sent.
+fn mark(key: &str, value: &str) -> Mark {
+    Mark::Sent { table: 0, key: sent(key), value: sent(value) }
+}
+
+/// Makes a reading of a batch that sends the records under these keys; it is not sealed yet.
+async fn reading_of(cache: &dyn UploadCache, lease: &Lease, keys: &[&str]) -> u32 {
+    let reading = cache.begin_reading(lease, "").await.unwrap();
+    let marks: Vec<Mark> = keys.iter().map(|key| mark(key, "{}")).collect();
+    cache.append_marks(lease, reading, 0, &marks).await.unwrap();
+    reading
 }
 
 fn texts(entries: &[bytes::Bytes]) -> Vec<String> {

@@ -14,8 +14,9 @@ pub(super) struct Names {
     pub(super) list: String,
     pub(super) state: String,
     pub(super) buried: String,
-    pub(super) uploaded: String,
-    pub(super) index: String,
+    pub(super) sequence: String,
+    pub(super) sealed: String,
+    pub(super) finished: String,
 }
 
 impl Names {
@@ -27,8 +28,9 @@ impl Names {
             registry: registry(queue),
             state: format!("{list}:state"),
             buried: format!("{list}:buried"),
-            uploaded: uploaded(queue, batch),
-            index: index(queue),
+            sequence: format!("{}:sequence", queue.queue),
+            sealed: sealed(queue),
+            finished: finished(queue),
             list,
         }
     }
@@ -39,6 +41,11 @@ impl Names {
     }
 }
 
+/// The names that the marks of a reading have before and after its batch is finished.
+pub(super) fn marks_of(queue: &QueueRef, batch: &str, reading: u32) -> [String; 2] {
+    [format!("{}:marks:{reading}", list(queue, batch)), format!("{}{batch}:{reading}", uploaded(queue))]
+}
+
 pub(super) fn registry(queue: &QueueRef) -> String {
     format!("{}:inflight", queue.queue)
 }
@@ -47,12 +54,17 @@ pub(super) fn list(queue: &QueueRef, batch: &str) -> String {
     format!("{}:inflight:{batch}", queue.queue)
 }
 
-pub(super) fn index(queue: &QueueRef) -> String {
-    format!("{}:uploaded", queue.queue)
+pub(super) fn sealed(queue: &QueueRef) -> String {
+    format!("{}:sealed", queue.queue)
 }
 
-pub(super) fn uploaded(queue: &QueueRef, batch: &str) -> String {
-    format!("{}:uploaded:{batch}", queue.queue)
+pub(super) fn finished(queue: &QueueRef) -> String {
+    format!("{}:finished", queue.queue)
+}
+
+/// What the names of the marks of finished batches begin with; batch and reading follow.
+pub(super) fn uploaded(queue: &QueueRef) -> String {
+    format!("{}:uploaded:", queue.queue)
 }
 
 /// What the names of sent digests begin with; the record's key follows.

@@ -27,6 +27,7 @@ script!(ADOPT = "adopt");
 script!(RENEW = "held");
 script!(LET_GO = "let_go");
 script!(BEGIN = "held", "begin");
+script!(SEAL = "held", "seal");
 script!(MARK = "held", "mark");
 script!(BURY = "held", "bury");
 script!(RELEASE = "held", "release");

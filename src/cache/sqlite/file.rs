@@ -71,6 +71,15 @@ impl File {
         Ok(Change { tx, file: self, now: self.now() })
     }
 
+    /// Something is gone that was written under this lease.
+    pub(super) fn vanished(&self, lease: &Lease) -> CacheError {
+        CacheError::Refused {
+            server: self.name.clone(),
+            reason: format!("parts of batch {} were written and are gone", lease.batch),
+            cure: "Nobody else may change the file".to_owned(),
+        }
+    }
+
     pub(super) fn error(&self, error: &sqlx::Error) -> CacheError {
         translate(&self.name, error)
     }

@@ -17,7 +17,16 @@ CREATE TABLE IF NOT EXISTS waiting (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS waiting_by_queue ON waiting (database, queue, number);
 
--- Finished batches stay for a day, so that a process that slept through the end cannot begin one again.
+-- A queue's count of sealings and finishings.
+CREATE TABLE IF NOT EXISTS sequences (
+    database INTEGER NOT NULL,
+    queue    TEXT    NOT NULL,
+    number   INTEGER NOT NULL,
+    PRIMARY KEY (database, queue)
+) STRICT, WITHOUT ROWID;
+
+-- Finished batches stay for two days, with the marks of their loaded readings, and so that a process that slept through the
+-- end cannot begin one again. `finishing` is the number of the finishing.
 CREATE TABLE IF NOT EXISTS batches (
     id          INTEGER PRIMARY KEY,
     database    INTEGER NOT NULL,
@@ -26,6 +35,7 @@ CREATE TABLE IF NOT EXISTS batches (
     owner       TEXT,
     lease_ends  INTEGER NOT NULL DEFAULT 0,
     finished_at INTEGER,
+    finishing   INTEGER,
     UNIQUE (database, queue, batch)
 ) STRICT;
 
@@ -36,10 +46,15 @@ CREATE TABLE IF NOT EXISTS claimed (
     PRIMARY KEY (batch_id, position)
 ) STRICT, WITHOUT ROWID;
 
+-- `began`: the queue's count when the reading began. `sealed`: the number of its sealing.
+-- `loaded`: its batch was finished, and it is why the batch is kept.
 CREATE TABLE IF NOT EXISTS readings (
     batch_id INTEGER NOT NULL REFERENCES batches (id) ON DELETE CASCADE,
     number   INTEGER NOT NULL,
     note     TEXT    NOT NULL,
+    began    INTEGER NOT NULL,
+    sealed   INTEGER,
+    loaded   INTEGER NOT NULL DEFAULT FALSE,
     PRIMARY KEY (batch_id, number)
 ) STRICT, WITHOUT ROWID;
 
@@ -50,19 +65,13 @@ CREATE TABLE IF NOT EXISTS marks (
     mark     BLOB    NOT NULL,
     PRIMARY KEY (batch_id, reading, position)
 ) STRICT, WITHOUT ROWID;
+-- By the digest of the key, of those that were sent.
+CREATE INDEX IF NOT EXISTS marks_by_key ON marks (substr(mark, 3, 8)) WHERE substr(mark, 1, 1) = x'01';
 
 CREATE TABLE IF NOT EXISTS buried (
     batch_id INTEGER NOT NULL REFERENCES batches (id) ON DELETE CASCADE,
     position INTEGER NOT NULL,
     PRIMARY KEY (batch_id, position)
-) STRICT, WITHOUT ROWID;
-
-CREATE TABLE IF NOT EXISTS uploaded (
-    database   INTEGER NOT NULL,
-    queue      TEXT    NOT NULL,
-    key        TEXT    NOT NULL,
-    expires_at INTEGER NOT NULL,
-    PRIMARY KEY (database, queue, key)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS sent (

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::file::{Change, millis};
-use crate::cache::{AfterUpload, CacheError, Digest, Lease, QueueRef, UPLOADED_FOR};
+use crate::cache::{AfterUpload, CacheError, Digest, Lease, QueueRef};
 
 pub(super) async fn push(change: &mut Change<'_>, queue: &QueueRef, entry: &[u8]) -> Result<(), CacheError> {
     let query = sqlx::query("INSERT INTO waiting (database, queue, entry) VALUES (?, ?, ?)")
@@ -55,13 +55,6 @@ pub(super) async fn settle(
     let queue = &lease.queue;
     match after {
         AfterUpload::Delete => {
-            let query =
-                sqlx::query("INSERT OR REPLACE INTO uploaded (database, queue, key, expires_at) VALUES (?, ?, ?, ?)")
-                    .bind(queue.database)
-                    .bind(&queue.queue)
-                    .bind(key)
-                    .bind(change.now.saturating_add(millis(UPLOADED_FOR)));
-            ask!(change.file, query, execute, &mut *change.tx);
             let query =
                 sqlx::query("DELETE FROM records WHERE database = ? AND key = ?").bind(queue.database).bind(key);
             ask!(change.file, query, execute, &mut *change.tx);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use lamplighter::cache::{AfterUpload, CacheError, Inflight, Mark, Released, Stored};
+use lamplighter::cache::{AfterUpload, CacheError, Inflight, Mark, Released, Stored, Uploaded};
 use redis::AsyncCommands;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -60,8 +60,12 @@ async fn a_redis_that_restarts_midway_is_found_again_with_all_that_was_noted() {
     redis.restart().await;
     assert_eq!(cache.claim(&lease, 1_000).await.unwrap().len(), 100);
     assert_eq!(cache.marks(&lease, reading, 0, 9).await.unwrap(), [Mark::Settled]);
-    assert_eq!(cache.uploaded(&queue(), &["tx:0", "tx:199", "x"]).await.unwrap(), [true, true, false]);
-    cache.finish(&lease, &[]).await.unwrap();
+    cache.append_marks(&lease, reading, 1, &[mark("tx:0", "{}")]).await.unwrap();
+    redis.restart().await;
+    assert_eq!(cache.seal(&lease, reading).await.unwrap(), []);
+    redis.restart().await;
+    assert_eq!(cache.uploaded(&queue(), &["tx:0", "x"]).await.unwrap(), [Uploaded::Pending, Uploaded::No]);
+    cache.finish(&lease, &[reading], &[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -284,6 +288,8 @@ async fn a_full_redis_takes_no_record_but_lets_the_upload_empty_it() {
     assert!(cache.adopt(&lease).await.unwrap());
     let reading = cache.begin_reading(&lease, "note").await.unwrap();
     cache.append_marks(&lease, reading, 0, &[Mark::Settled; 501]).await.unwrap();
+    cache.append_marks(&lease, reading, 7, &[mark("tx:7", "{}")]).await.unwrap();
+    assert_eq!(cache.seal(&lease, reading).await.unwrap(), []);
     cache.bury(&lease, &[3]).await.unwrap();
     let owned: Vec<(String, Digest)> = (0..500).map(|n| (format!("tx:{n}"), sent(&format!("{{\"n\":{n}}}")))).collect();
     let mut records: Vec<(&str, Digest)> = owned.iter().map(|(key, digest)| (key.as_str(), *digest)).collect();
@@ -295,8 +301,8 @@ async fn a_full_redis_takes_no_record_but_lets_the_upload_empty_it() {
     assert_eq!(cache.sent(&queue(), &["tx:0", "tx:7"]).await.unwrap(), [Some(records[0].1), None]);
     let released = cache.release(&lease, &records, AfterUpload::Delete).await.unwrap();
     assert_eq!(released, Released { done: 500, rewritten: 1, gone: 1 });
-    assert_eq!(cache.uploaded(&queue(), &["tx:0", "tx:7", "big"]).await.unwrap(), [true, false, true]);
-    cache.finish(&lease, &[Bytes::from_static(b"tx:7")]).await.unwrap();
+    cache.finish(&lease, &[reading], &[Bytes::from_static(b"tx:7")]).await.unwrap();
+    assert_eq!(cache.uploaded(&queue(), &["tx:7", "big"]).await.unwrap(), [Uploaded::Yes, Uploaded::No]);
     assert_eq!(cache.inflight(&queue()).await.unwrap().len(), 1);
 }
 
@@ -318,7 +324,7 @@ async fn a_finish_that_died_half_way_is_finished_by_the_next_without_leftovers()
         let _: () = raw.rpush(&half, &["tx:2", "tx:0"]).await.unwrap();
         assert_eq!(cache.inflight(&queue()).await.unwrap().len(), 1, "nobody sees the half copied batch");
 
-        cache.finish(&lease, unsettled).await.unwrap();
+        cache.finish(&lease, &[], unsettled).await.unwrap();
         let inflight = cache.inflight(&queue()).await.unwrap();
         if unsettled.is_empty() {
             assert!(inflight.is_empty());
@@ -327,7 +333,7 @@ async fn a_finish_that_died_half_way_is_finished_by_the_next_without_leftovers()
             let heir = Lease { batch: successor.to_owned(), ..lease.clone() };
             assert_eq!(cache.entries(&heir, 0, 9).await.unwrap(), unsettled);
             assert!(cache.adopt(&heir).await.unwrap());
-            cache.finish(&heir, &[]).await.unwrap();
+            cache.finish(&heir, &[], &[]).await.unwrap();
         }
         let leftovers: Vec<_> = keys(&mut raw)
             .await
@@ -346,27 +352,35 @@ async fn everything_that_is_left_of_a_finished_batch_ends_by_itself() {
     fill(&**cache, 2).await;
     let lease = lease("a");
     cache.claim(&lease, 2).await.unwrap();
+    let mut readings = Vec::new();
+    for _ in 0..3 {
+        let reading = reading_of(&**cache, &lease, &["tx:0", "tx:1"]).await;
+        cache.seal(&lease, reading).await.unwrap();
+        readings.push(reading);
+    }
+    cache.bury(&lease, &[0]).await.unwrap();
     cache.release(&lease, &[("tx:0", sent("{\"n\":0}"))], AfterUpload::Delete).await.unwrap();
     cache.release(&lease, &[("tx:1", sent("{\"n\":1}"))], AfterUpload::Keep).await.unwrap();
-    cache.finish(&lease, &[]).await.unwrap();
+    cache.finish(&lease, &readings[1..2], &[]).await.unwrap();
     let left = keys(&mut raw).await;
-    let uploaded = format!("upload_queue:uploaded:{}", lease.batch);
+    let uploaded = format!("upload_queue:uploaded:{}:2", lease.batch);
     let tombstone = format!("upload_queue:inflight:{}:lease", lease.batch);
-    assert_eq!(left, ["tx:1", &tombstone, "upload_queue:sent:tx:1", "upload_queue:uploaded", &uploaded]);
-    for key in left.iter().filter(|key| *key != "upload_queue:uploaded") {
+    let (finished, sequence) = ("upload_queue:finished", "upload_queue:sequence");
+    assert_eq!(left, ["tx:1", finished, &tombstone, "upload_queue:sent:tx:1", sequence, &uploaded]);
+    for key in left.iter().filter(|key| *key != sequence) {
         let left: i64 = redis::cmd("TTL").arg(key).query_async(&mut raw).await.unwrap();
-        assert!((1..=3 * 86_400).contains(&left), "{key} lives for {left} s");
+        assert!((1..=2 * 86_400).contains(&left), "{key} lives for {left} s");
     }
 
-    // The index forgets a batch when its hashes are gone and another batch is finished.
+    // The index forgets a reading when its marks are gone and another batch is finished.
     let _: () = raw.del(&uploaded).await.unwrap();
     fill(&**cache, 1).await;
-    let next = super::lease("a");
-    cache.claim(&next, 1).await.unwrap();
-    cache.finish(&next, &[]).await.unwrap();
-    let indexed: Vec<String> =
-        redis::cmd("ZRANGE").arg(&["upload_queue:uploaded", "0", "-1"]).query_async(&mut raw).await.unwrap();
-    assert!(indexed.is_empty(), "{indexed:?}");
+    let next = claim_one(&**cache, "a").await;
+    let reading = reading_of(&**cache, &next, &["tx:0"]).await;
+    cache.seal(&next, reading).await.unwrap();
+    cache.finish(&next, &[reading], &[]).await.unwrap();
+    let indexed: Vec<String> = redis::cmd("ZRANGE").arg(&[finished, "0", "-1"]).query_async(&mut raw).await.unwrap();
+    assert_eq!(indexed, [format!("{}:1:5", next.batch)]);
 }
 
 #[tokio::test]

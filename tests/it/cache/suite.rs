@@ -5,26 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use lamplighter::cache::{AfterUpload, CacheError, Digest, Inflight, Mark, Reading, Released, Stored};
+use lamplighter::cache::{AfterUpload, CacheError, Digest, Inflight, Mark, Reading, Released, Stored, Uploaded};
 
 use super::*;
-
-macro_rules! suite {
-    ($($name:ident),+ $(,)?) => {
-        mod redis_keeps_the_promise {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Backend::redis().await).await;
-            })+
-        }
-        mod sqlite_keeps_the_promise {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Backend::sqlite().await).await;
-            })+
-        }
-    };
-}
 
 suite!(
     claims_take_the_oldest_entries_first_and_keep_their_order,
@@ -127,12 +110,13 @@ async fn a_batch_whose_owner_died_is_adopted_and_the_old_owner_can_change_nothin
             ("claim", cache.claim(&dead, 1).await.map(drop)),
             ("renew", cache.renew(&dead).await),
             ("begin_reading", cache.begin_reading(&dead, "x").await.map(drop)),
+            ("seal", cache.seal(&dead, 1).await.map(drop)),
             ("append_marks", cache.append_marks(&dead, 1, 0, &[Mark::Settled]).await),
             ("bury", cache.bury(&dead, &[0]).await),
             ("release", cache.release(&dead, &[("tx:0", sent("{\"n\":0}"))], AfterUpload::Delete).await.map(drop)),
             ("release", cache.release(&dead, &[("tx:0", sent("{\"n\":0}"))], AfterUpload::Keep).await.map(drop)),
-            ("finish", cache.finish(&dead, &[]).await),
-            ("finish", cache.finish(&dead, &[Bytes::from_static(b"tx:0")]).await),
+            ("finish", cache.finish(&dead, &[], &[]).await),
+            ("finish", cache.finish(&dead, &[], &[Bytes::from_static(b"tx:0")]).await),
         ];
         for (method, outcome) in lost {
             assert!(
@@ -148,9 +132,9 @@ async fn a_batch_whose_owner_died_is_adopted_and_the_old_owner_can_change_nothin
     assert_eq!(cache.entries(&heir, 0, 10).await.unwrap().len(), 3);
     assert_eq!(cache.readings(&heir).await.unwrap(), []);
     assert_eq!(cache.buried(&heir).await.unwrap(), [0_u32; 0]);
-    assert_eq!(cache.uploaded(&queue(), &["tx:0"]).await.unwrap(), [false]);
+    assert_eq!(cache.uploaded(&queue(), &["tx:0"]).await.unwrap(), [Uploaded::No]);
     assert_eq!(cache.inflight(&queue()).await.unwrap().len(), 1);
-    cache.finish(&heir, &[]).await.unwrap();
+    cache.finish(&heir, &[], &[]).await.unwrap();
 }
 
 async fn a_lease_that_is_given_up_is_adopted_at_once_and_by_one_task_only(backend: Backend) {
@@ -219,10 +203,10 @@ async fn marks_come_back_as_written_and_may_be_written_again(backend: Backend) {
     let reading = cache.begin_reading(&lease, "").await.unwrap();
     let marks = [
         Mark::Untouched,
-        Mark::Sent { table: 7, digest: sent("a value") },
+        Mark::Sent { table: 7, key: sent("tx:1"), value: sent("a value") },
         Mark::Settled,
         Mark::Unsettled,
-        Mark::Sent { table: 255, digest: Digest([255; 16]) },
+        Mark::Sent { table: 255, key: Digest([255; 8]), value: Digest([254; 8]) },
     ];
     cache.append_marks(&lease, reading, 0, &marks[..2]).await.unwrap();
     // The answer got lost, so it is done again.
@@ -365,11 +349,6 @@ async fn release_deletes_what_was_sent_and_nothing_newer(backend: Backend) {
         let expected = if n % 7 == 0 { Stored::Value("{\"new\":true}".into()) } else { Stored::Missing };
         assert_eq!(one, expected, "record {n}");
     }
-    let uploaded = cache.uploaded(&queue(), &refs).await.unwrap();
-    assert!(uploaded.iter().enumerate().all(|(n, uploaded)| *uploaded == (n % 7 != 0)), "{uploaded:?}");
-    assert_eq!(cache.uploaded(&queue(), &["never", "tx:1", "tx:1"]).await.unwrap(), [false, true, true]);
-    let other = QueueRef { queue: "another".to_owned(), ..queue() };
-    assert_eq!(cache.uploaded(&other, &["tx:1"]).await.unwrap(), [false]);
     assert_eq!(cache.release(&lease, &[], AfterUpload::Delete).await.unwrap(), Released::default());
 }
 
@@ -451,7 +430,6 @@ async fn records_that_are_kept_are_remembered_as_sent(backend: Backend) {
     assert_eq!(stored, [Stored::Value("{\"n\":0}".into()), Stored::Value("new".into())]);
     let remembered = cache.sent(&queue(), &["tx:0", "tx:1", "tx:99", "gone"]).await.unwrap();
     assert_eq!(remembered, [Some(sent("{\"n\":0}")), None, Some(sent("{\"n\":99}")), None]);
-    assert_eq!(cache.uploaded(&queue(), &["tx:0"]).await.unwrap(), [false]);
 }
 
 async fn finish_forgets_the_batch_and_can_be_repeated(backend: Backend) {
@@ -462,8 +440,8 @@ async fn finish_forgets_the_batch_and_can_be_repeated(backend: Backend) {
     let reading = cache.begin_reading(&lease, "note").await.unwrap();
     cache.append_marks(&lease, reading, 0, &[Mark::Settled, Mark::Settled]).await.unwrap();
     cache.bury(&lease, &[1]).await.unwrap();
-    cache.finish(&lease, &[]).await.unwrap();
-    cache.finish(&lease, &[]).await.expect("a repeated finish has nothing left to do");
+    cache.finish(&lease, &[], &[]).await.unwrap();
+    cache.finish(&lease, &[], &[]).await.expect("a repeated finish has nothing left to do");
     assert!(cache.inflight(&queue()).await.unwrap().is_empty());
     assert!(cache.entries(&lease, 0, 9).await.unwrap().is_empty());
     assert!(cache.readings(&lease).await.unwrap().is_empty());
@@ -479,8 +457,8 @@ async fn finish_carries_unsettled_entries_over_to_a_new_batch(backend: Backend) 
     while !cache.claim(&old, 1_000).await.unwrap().is_empty() {}
     let later = lease("a");
     let unsettled: Vec<Bytes> = (0..2_500).map(|n| Bytes::from(format!("tx:{n}"))).collect();
-    cache.finish(&old, &unsettled).await.unwrap();
-    cache.finish(&old, &unsettled).await.expect("a repeated finish has nothing left to do");
+    cache.finish(&old, &[], &unsettled).await.unwrap();
+    cache.finish(&old, &[], &unsettled).await.expect("a repeated finish has nothing left to do");
 
     let inflight = cache.inflight(&queue()).await.unwrap();
     let [Inflight { batch, entries: 2_500, leased: false }] = &inflight[..] else { panic!("{inflight:?}") };
@@ -489,7 +467,7 @@ async fn finish_carries_unsettled_entries_over_to_a_new_batch(backend: Backend) 
     let heir = Lease { batch: batch.clone(), owner: "b".to_owned(), ..old };
     assert!(cache.adopt(&heir).await.unwrap());
     assert_eq!(cache.entries(&heir, 0, 5_000).await.unwrap(), unsettled);
-    cache.finish(&heir, &[]).await.unwrap();
+    cache.finish(&heir, &[], &[]).await.unwrap();
     assert!(cache.inflight(&queue()).await.unwrap().is_empty());
 }
 
@@ -501,7 +479,7 @@ async fn a_finished_batch_cannot_be_begun_again(backend: Backend) {
     backend.let_the_lease_end(&sleeper).await;
     let heir = Lease { owner: "heir".to_owned(), ttl: LONG, ..sleeper.clone() };
     assert!(cache.adopt(&heir).await.unwrap());
-    cache.finish(&heir, &[]).await.unwrap();
+    cache.finish(&heir, &[], &[]).await.unwrap();
 
     // Were this claim to succeed, the warehouse would take the new entries for those that it has already.
     for lease in [&sleeper, &heir] {

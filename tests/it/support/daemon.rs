@@ -106,8 +106,20 @@ impl Daemon {
         }
     }
 
+    /// Waits until it has said `text`, or has ended, or `limit` has passed.
+    #[cfg(feature = "failpoints")]
+    pub(crate) async fn said_or_ended(&mut self, text: &str, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while self.child.try_wait().unwrap().is_none()
+            && Instant::now() < deadline
+            && !self.log().iter().any(|line| line.contains(text))
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Kills it without a word (SIGKILL), as a machine that loses power would.
-    #[expect(dead_code, reason = "for the crash tests")]
+    #[cfg(feature = "failpoints")]
     pub(crate) async fn kill(&mut self) {
         self.child.kill().unwrap();
         self.ended().await;
