@@ -88,8 +88,15 @@ impl Inner {
         mut first: Option<Answer>,
         in_a_row: bool,
     ) -> Result<Option<Run>, NoRun> {
+        let mut failed: Option<Run> = None;
         loop {
-            let hold = self.claim(&run, first.take(), in_a_row).await?;
+            let hold = match (self.claim(&run, first.take(), in_a_row).await, &failed) {
+                (Ok(hold), _) => hold,
+                // Whoever has the next attempt will tell how it ends.
+                (Err(NoRun::Elsewhere), _) => return Err(NoRun::Elsewhere),
+                (Err(no_run), None) => return Err(no_run),
+                (Err(_), Some(row)) => return Ok(Some(self.last_attempt(&run, row).await)),
+            };
             let (started_at, ended) = self.start(&run, &hold).await;
             self.starts.have_begun(self.clock.now()).await;
             let Some(settled) = self.settle(&run, &hold, ended) else { return Ok(None) };
@@ -100,13 +107,16 @@ impl Inner {
             }
             match self.next_attempt(&run).await {
                 Some(next) => run = next,
-                None => {
-                    // The failure was kept quiet because another attempt would follow. Now none does.
-                    self.ring(&self.settled_changes(&run.job, &row, false)).await;
-                    return Ok(Some(row));
-                }
+                None => return Ok(Some(self.last_attempt(&run, &row).await)),
             }
+            failed = Some(row);
         }
+    }
+
+    /// A failure was kept quiet because another attempt would follow. Now none does.
+    async fn last_attempt(&self, run: &Wanted, row: &Run) -> Run {
+        self.ring(&self.settled_changes(&run.job, row, false)).await;
+        row.clone()
     }
 
     /// Starts the body at the slot's very instant. Nothing returned: the runner was told to stop before that.

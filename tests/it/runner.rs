@@ -375,3 +375,15 @@ async fn a_run_by_hand_waits_for_a_dead_process_but_not_for_a_living_one() {
     assert!(matches!(&refused, NotRun::Busy { other, .. } if !other.is_empty()), "{refused}");
     assert_eq!(state_of(&bench.rows("busy").await), [RunState::Running]);
 }
+
+#[tokio::test]
+async fn a_failure_whose_next_attempt_is_cut_off_by_the_end_of_the_program_is_told_after_all() {
+    let flaky = job("flaky", |_| async { Err(passing("the server hiccuped")) });
+    let bench = Bench::new(vec![flaky.attempts(3, Duration::from_secs(3_600))]).await;
+    bench.runner.handle(vec![due("flaky", bench.now())]);
+    bench.run_in("flaky", RunState::Failed).await;
+    assert_eq!(bench.alerts().await, []);
+    bench.runner.shutdown(Duration::from_secs(5)).await;
+    let alert = bench.eventually_alert("job_failed", AlertState::Firing).await;
+    assert!(alert.summary.contains("the server hiccuped"), "{}", alert.summary);
+}
