@@ -1,4 +1,5 @@
 //! Alerts, from the wish to the receiver: real outboxes, a real HTTP server at the far end.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 mod delivery;
 mod payloads;

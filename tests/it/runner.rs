@@ -1,4 +1,5 @@
 //! The runner over real histories, with small jobs made here and a clock that is moved by hand.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 mod bench;
 mod many;

@@ -1,4 +1,5 @@
 //! From the outbox to the receiver: at least once, in order, patiently, and nobody waiting for anybody else.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

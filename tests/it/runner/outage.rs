@@ -1,4 +1,5 @@
 //! Life while the history database is away. Each test has a Postgres of its own, to stop and start.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,4 +1,5 @@
 //! What happens when a slot comes while the run before it is going.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 use std::sync::Arc;
 use std::time::Duration;

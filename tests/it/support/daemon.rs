@@ -1,4 +1,5 @@
 //! The real binary: started with a jobs.toml and variables, its log kept, signals sent, and killed at the end.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Seek};
