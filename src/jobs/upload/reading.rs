@@ -4,7 +4,7 @@
 //! one, in queue order, keeps the dead letters, writes the marks and sends the bytes. What a mark says is in the cache before
 //! the load it belongs to is committed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -295,9 +295,11 @@ impl Collector<'_> {
     /// Seals the reading and looks for records that a reading sealed before it has sent with the same value. Says for each
     /// table whether there are any; their positions are remembered, for the next reading to leave out.
     async fn seal(&mut self) -> Result<Vec<bool>, UploadError> {
-        const COUNT: u32 = 10_000;
+        // Just under a megabyte of marks.
+        const COUNT: u32 = 50_000;
         let cache = &self.run.ctx.cache;
         let mut contested = vec![false; usize::from(u8::MAX) + 1];
+        let mut positions = BTreeSet::new();
         let rivals = patience::cache(|| cache.seal(self.lease, self.number)).await?;
         for rival in &rivals {
             let mut start = 0;
@@ -311,12 +313,21 @@ impl Collector<'_> {
                         && let Some((position, table)) = self.sent.get(&identity(*key, *value))
                     {
                         contested[usize::from(*table)] = true;
-                        self.memory.deferred.insert(*position);
+                        positions.insert(*position);
                     }
                 }
                 start += marks.len() as u64;
             }
         }
+        // Taken back, so that the other batch, should it have to read again, does not put the same records off because of us.
+        let mut rest: Vec<u32> = positions.iter().copied().collect();
+        while let Some(first) = rest.first().copied() {
+            let run = rest.iter().zip(first..).take_while(|(position, expected)| *position == expected).count();
+            let marks = vec![Mark::Unsettled; run];
+            patience::cache(|| cache.append_marks(self.lease, self.number, u64::from(first), &marks)).await?;
+            rest.drain(..run);
+        }
+        self.memory.deferred.extend(positions);
         Ok(contested)
     }
 }
