@@ -50,9 +50,9 @@ impl Job for Closure {
 }
 
 /// A job whose body is a closure.
-pub struct TestJob(pub JobSpec);
+pub(super) struct TestJob(pub(super) JobSpec);
 
-pub fn job<F>(name: &str, body: impl Fn(JobContext) -> F + Send + Sync + 'static) -> TestJob
+pub(super) fn job<F>(name: &str, body: impl Fn(JobContext) -> F + Send + Sync + 'static) -> TestJob
 where
     F: Future<Output = Result<Outcome, JobError>> + Send + 'static,
 {
@@ -74,54 +74,54 @@ where
 }
 
 impl TestJob {
-    pub fn attempts(mut self, attempts: u32, backoff: Duration) -> Self {
+    pub(super) fn attempts(mut self, attempts: u32, backoff: Duration) -> Self {
         (self.0.retry.attempts, self.0.retry.backoff) = (attempts, backoff);
         self
     }
 
-    pub fn timeout(mut self, timeout: Duration) -> Self {
+    pub(super) fn timeout(mut self, timeout: Duration) -> Self {
         self.0.timeout = timeout;
         self
     }
 
-    pub fn overlap(mut self, overlap: Overlap) -> Self {
+    pub(super) fn overlap(mut self, overlap: Overlap) -> Self {
         self.0.overlap = overlap;
         self
     }
 
-    pub fn on_crash(mut self, on_crash: OnCrash) -> Self {
+    pub(super) fn on_crash(mut self, on_crash: OnCrash) -> Self {
         self.0.on_crash = on_crash;
         self
     }
 
-    pub fn when_db_down(mut self, when_db_down: WhenDbDown) -> Self {
+    pub(super) fn when_db_down(mut self, when_db_down: WhenDbDown) -> Self {
         self.0.when_db_down = when_db_down;
         self
     }
 
-    pub fn window(mut self, window: Duration) -> Self {
+    pub(super) fn window(mut self, window: Duration) -> Self {
         self.0.catch_up_window = window;
         self
     }
 
-    pub fn paused(mut self) -> Self {
+    pub(super) fn paused(mut self) -> Self {
         self.0.paused = true;
         self
     }
 }
 
 /// One slot that is due on time.
-pub fn due(job: &str, slot: DateTime<Utc>) -> Due {
+pub(super) fn due(job: &str, slot: DateTime<Utc>) -> Due {
     Due { job: job.into(), run: vec![slot], missed: Vec::new(), cause: None }
 }
 
-pub fn state_of(runs: &[Run]) -> Vec<RunState> {
+pub(super) fn state_of(runs: &[Run]) -> Vec<RunState> {
     runs.iter().map(|run| run.state).collect()
 }
 
 /// A bell that notes what it was told.
 #[derive(Default)]
-pub struct Notebook {
+pub(super) struct Notebook {
     woken: AtomicUsize,
     rung: Mutex<Vec<AlertChange>>,
 }
@@ -137,23 +137,23 @@ impl Bell for Notebook {
 }
 
 impl Notebook {
-    pub fn rung(&self) -> Vec<(String, AlertState)> {
+    pub(super) fn rung(&self) -> Vec<(String, AlertState)> {
         self.rung.lock().unwrap().iter().map(|change| (change.name.clone(), change.state)).collect()
     }
 }
 
-pub struct Bench {
-    pub clock: Arc<TestClock>,
-    pub history: SharedHistory,
-    pub bell: Arc<Notebook>,
-    pub runner: Runner,
+pub(super) struct Bench {
+    pub(super) clock: Arc<TestClock>,
+    pub(super) history: SharedHistory,
+    pub(super) bell: Arc<Notebook>,
+    pub(super) runner: Runner,
     _folder: tempfile::TempDir,
     warehouse: SharedWarehouse,
 }
 
 impl Bench {
     /// A bench with a SQLite history.
-    pub async fn new(jobs: Vec<TestJob>) -> Self {
+    pub(super) async fn new(jobs: Vec<TestJob>) -> Self {
         let clock = Arc::new(TestClock::at(Utc.with_ymd_and_hms(2026, 11, 20, 2, 0, 0).unwrap()));
         let folder = tempfile::tempdir().unwrap();
         let history = Arc::new(SqliteHistory::open(folder.path().join("history.db"), clock.clone()).unwrap());
@@ -166,26 +166,26 @@ impl Bench {
     }
 
     /// A second runner on the same history and clock.
-    pub fn another_runner(&self, jobs: Vec<TestJob>, owner: &str) -> Runner {
+    pub(super) fn another_runner(&self, jobs: Vec<TestJob>, owner: &str) -> Runner {
         let (history, warehouse) = (self.history.clone(), self.warehouse.clone());
         runner(history, warehouse, self.clock.clone(), self.bell.clone(), jobs, owner)
     }
 
-    pub fn now(&self) -> DateTime<Utc> {
+    pub(super) fn now(&self) -> DateTime<Utc> {
         self.clock.now()
     }
 
     /// A job's rows, newest first.
-    pub async fn rows(&self, job: &str) -> Vec<Run> {
+    pub(super) async fn rows(&self, job: &str) -> Vec<Run> {
         rows(&self.history, job).await
     }
 
-    pub async fn states(&self, job: &str) -> Vec<RunState> {
+    pub(super) async fn states(&self, job: &str) -> Vec<RunState> {
         state_of(&self.rows(job).await)
     }
 
     /// The newest run of the job in this state, as soon as there is one.
-    pub async fn run_in(&self, job: &str, state: RunState) -> Run {
+    pub(super) async fn run_in(&self, job: &str, state: RunState) -> Run {
         let find = async || {
             let rows = self.rows(job).await;
             rows.iter().find(|run| run.state == state).cloned().ok_or(rows)
@@ -193,20 +193,20 @@ impl Bench {
         eventually(&format!("a run of {job} is {state}"), find).await
     }
 
-    pub async fn until_running(&self, count: usize) {
+    pub(super) async fn until_running(&self, count: usize) {
         self.until(&format!("{count} runs go on"), async || self.runner.running() == count).await;
     }
 
-    pub async fn until(&self, what: &str, is_so: impl AsyncFn() -> bool) {
+    pub(super) async fn until(&self, what: &str, is_so: impl AsyncFn() -> bool) {
         eventually(what, async || if is_so().await { Ok(()) } else { Err("not so yet") }).await;
     }
 
-    pub async fn until_some<T>(&self, what: &str, find: impl AsyncFn() -> Option<T>) -> T {
+    pub(super) async fn until_some<T>(&self, what: &str, find: impl AsyncFn() -> Option<T>) -> T {
         eventually(what, async || find().await.ok_or("nothing yet")).await
     }
 
     /// Gives everything that could happen now the time to happen: the history answers a few questions meanwhile.
-    pub async fn settle(&self) {
+    pub(super) async fn settle(&self) {
         for _ in 0..10 {
             tokio::task::yield_now().await;
             self.history.ping().await.unwrap();
@@ -214,7 +214,7 @@ impl Bench {
     }
 
     /// The wall and monotonic clocks jump while nothing of this process runs, and a reaper elsewhere sees the leases end.
-    pub async fn sleep_through(&self, span: Duration) {
+    pub(super) async fn sleep_through(&self, span: Duration) {
         let reap = async || {
             let lost = self.history.reap().await.unwrap();
             if lost.is_empty() { Err("no run is lost yet") } else { Ok(lost) }
@@ -224,21 +224,21 @@ impl Bench {
     }
 
     /// Moves the clock once somebody sleeps on it.
-    pub async fn clock_moves_when_a_body_waits(&self, span: Duration) {
+    pub(super) async fn clock_moves_when_a_body_waits(&self, span: Duration) {
         self.settle().await;
         self.clock.advance(span);
     }
 
-    pub async fn alerts(&self) -> Vec<Alert> {
+    pub(super) async fn alerts(&self) -> Vec<Alert> {
         self.history.alerts(100).await.unwrap()
     }
 
-    pub async fn eventually_named(&self, name: &str) -> Alert {
+    pub(super) async fn eventually_named(&self, name: &str) -> Alert {
         let find = async || self.alerts().await.into_iter().find(|alert| alert.name == name);
         self.until_some(&format!("there is an alert {name}"), find).await
     }
 
-    pub async fn eventually_alert(&self, name: &str, state: AlertState) -> Alert {
+    pub(super) async fn eventually_alert(&self, name: &str, state: AlertState) -> Alert {
         let find = async || {
             let alerts = self.alerts().await;
             alerts.iter().find(|alert| alert.name == name && alert.state == state).cloned().ok_or(alerts)
@@ -246,19 +246,19 @@ impl Bench {
         eventually(&format!("alert {name} is {state}"), find).await
     }
 
-    pub fn woken(&self) -> usize {
+    pub(super) fn woken(&self) -> usize {
         self.bell.woken.load(Ordering::SeqCst)
     }
 }
 
 /// Rows of a job, newest first.
-pub async fn rows(history: &SharedHistory, job: &str) -> Vec<Run> {
+pub(super) async fn rows(history: &SharedHistory, job: &str) -> Vec<Run> {
     let filter = RunFilter { job: Some(job.to_owned()), limit: 100_000, ..RunFilter::default() };
     history.runs(&filter).await.unwrap()
 }
 
 /// Asks until the answer is `Ok`; fails with the last other answer at the deadline.
-pub async fn eventually<T, E: Debug>(what: &str, ask: impl AsyncFn() -> Result<T, E>) -> T {
+pub(super) async fn eventually<T, E: Debug>(what: &str, ask: impl AsyncFn() -> Result<T, E>) -> T {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     loop {
         match ask().await {
@@ -271,12 +271,12 @@ pub async fn eventually<T, E: Debug>(what: &str, ask: impl AsyncFn() -> Result<T
     }
 }
 
-pub async fn warehouse(folder: &Path) -> SharedWarehouse {
+pub(super) async fn warehouse(folder: &Path) -> SharedWarehouse {
     Arc::new(SqliteWarehouse::open(&folder.join("warehouse.db")).await.unwrap())
 }
 
 /// A runner at the usual tempo.
-pub fn runner(
+pub(super) fn runner(
     history: SharedHistory,
     warehouse: SharedWarehouse,
     clock: Arc<dyn Clock>,
@@ -288,7 +288,7 @@ pub fn runner(
 }
 
 /// A runner; its jobs touch neither cache nor warehouse, so the cache's address leads nowhere.
-pub fn runner_at(
+pub(super) fn runner_at(
     tempo: Tempo,
     history: SharedHistory,
     warehouse: SharedWarehouse,
