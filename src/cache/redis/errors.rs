@@ -52,7 +52,7 @@ pub(super) fn vanished(server: &str, what: &str) -> CacheError {
     CacheError::Refused {
         server: server.to_owned(),
         reason: format!("{what} were written and are gone: somebody deleted them, or Redis evicted them"),
-        cure: "A Redis that holds a queue needs `maxmemory-policy noeviction` (or a volatile-… policy)".to_owned(),
+        cure: "A Redis that holds a queue needs `maxmemory-policy noeviction`".to_owned(),
     }
 }
 

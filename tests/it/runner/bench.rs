@@ -1,5 +1,4 @@
 //! A runner on a bench: jobs made of closures, a SQLite history, a clock that is moved by hand, and a bell that counts.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -51,7 +50,7 @@ impl Job for Closure {
 }
 
 /// A job whose body is a closure.
-pub(super) struct TestJob(pub JobSpec);
+pub(super) struct TestJob(pub(super) JobSpec);
 
 pub(super) fn job<F>(name: &str, body: impl Fn(JobContext) -> F + Send + Sync + 'static) -> TestJob
 where
@@ -144,10 +143,10 @@ impl Notebook {
 }
 
 pub(super) struct Bench {
-    pub clock: Arc<TestClock>,
-    pub history: SharedHistory,
-    pub bell: Arc<Notebook>,
-    pub runner: Runner,
+    pub(super) clock: Arc<TestClock>,
+    pub(super) history: SharedHistory,
+    pub(super) bell: Arc<Notebook>,
+    pub(super) runner: Runner,
     _folder: tempfile::TempDir,
     warehouse: SharedWarehouse,
 }
