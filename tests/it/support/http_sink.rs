@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +22,12 @@ pub(crate) struct HttpSink {
 struct State {
     got: watch::Sender<Vec<Got>>,
     script: Mutex<(VecDeque<Answer>, Answer)>,
+}
+
+impl State {
+    fn script(&self) -> MutexGuard<'_, (VecDeque<Answer>, Answer)> {
+        self.script.lock().expect("nobody panics while holding the script")
+    }
 }
 
 /// A request that came.
@@ -114,12 +120,12 @@ impl HttpSink {
 
     /// The answer from now on.
     pub(crate) fn answer(&self, answer: Answer) {
-        self.state.script.lock().unwrap().1 = answer;
+        self.state.script().1 = answer;
     }
 
     /// The answer to one request; called several times, to several in order.
     pub(crate) fn answer_once(&self, answer: Answer) {
-        self.state.script.lock().unwrap().0.push_back(answer);
+        self.state.script().0.push_back(answer);
     }
 
     /// What came up to now.
@@ -148,7 +154,7 @@ impl Drop for HttpSink {
 async fn serve(mut stream: TcpStream, state: Arc<State>) {
     let Some(got) = read(&mut stream).await else { return };
     let answer = {
-        let mut script = state.script.lock().unwrap();
+        let mut script = state.script();
         script.0.pop_front().unwrap_or_else(|| script.1.clone())
     };
     state.got.send_modify(|all| all.push(got));
