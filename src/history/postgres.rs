@@ -186,7 +186,8 @@ pub(super) struct PostgresSession<C> {
 impl<C: DerefMut<Target = PgConnection> + Send> Session for PostgresSession<C> {
     type Row = PgRow;
 
-    const SKIP_LOCKED: &'static str = "FOR UPDATE SKIP LOCKED";
+    const LOCK: &'static str = "FOR UPDATE";
+    const LOCK_FREE: &'static str = "FOR UPDATE SKIP LOCKED";
 
     async fn now(&mut self) -> Result<DateTime<Utc>, sqlx::Error> {
         if let Some(now) = self.now {

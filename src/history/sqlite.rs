@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::error::DatabaseError;
 use sqlx::migrate::MigrateError;
 use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 use super::HistoryError;
@@ -47,7 +46,6 @@ impl SqliteHistory {
             .filename(&path)
             .create_if_missing(true)
             .busy_timeout(BUSY)
-            .journal_mode(SqliteJournalMode::Wal)
             // A dead letter that was acknowledged must survive a power cut; NORMAL would lose the last ones.
             .synchronous(SqliteSynchronous::Full)
             .disable_statement_logging();
@@ -55,6 +53,22 @@ impl SqliteHistory {
         let writer = pool(1).connect_lazy_with(options.clone());
         let readers = pool(READERS).connect_lazy_with(options);
         Ok(Self { path, clock, writer, readers })
+    }
+
+    /// Lets readers go on while one writes. The file remembers it; the switch needs the file for itself, and SQLite does
+    /// not wait for that, so we do.
+    async fn write_ahead(&self) -> Result<(), sqlx::Error> {
+        const TRIES: u32 = 200;
+        let mut connection = self.writer.acquire().await?;
+        for _ in 1..TRIES {
+            match sqlx::raw_sql("PRAGMA journal_mode = WAL").execute(&mut *connection).await {
+                Err(sqlx::Error::Database(e)) if result_code(&*e) == Some(BUSY_CODE) => {
+                    tokio::time::sleep(Duration::from_millis(fastrand::u64(10..50))).await;
+                }
+                done => return done.map(drop),
+            }
+        }
+        sqlx::raw_sql("PRAGMA journal_mode = WAL").execute(&mut *connection).await.map(drop)
     }
 
     /// Closes the file, after what is under way.
@@ -92,6 +106,7 @@ impl Backend for SqliteHistory {
 
     /// The write lock makes two daemons that start at once take turns.
     async fn migrate(&self) -> Result<(), sqlx::Error> {
+        self.write_ahead().await?;
         let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         let migrator = sqlx::migrate!("migrations/sqlite");
         // Not `run`: rustc does not see that its future may be sent to another thread.
@@ -114,7 +129,8 @@ impl<C: DerefMut<Target = SqliteConnection> + Send> Session for SqliteSession<C>
     type Row = SqliteRow;
 
     /// There is one writer at a time.
-    const SKIP_LOCKED: &'static str = "";
+    const LOCK: &'static str = "";
+    const LOCK_FREE: &'static str = "";
 
     async fn now(&mut self) -> Result<DateTime<Utc>, sqlx::Error> {
         Ok(self.now)
@@ -171,6 +187,14 @@ fn bind<'q>(query: Query<'q>, value: &Value<'_>) -> Query<'q> {
 
 columns!(SqliteRow);
 
+/// SQLite's word for "another process has it locked".
+const BUSY_CODE: u32 = 5;
+
+/// What kind of error it is: the low byte; the rest says more (https://www.sqlite.org/rescode.html).
+fn result_code(error: &dyn DatabaseError) -> Option<u32> {
+    Some(error.code()?.parse::<u32>().ok()? & 0xff)
+}
+
 fn explain(database: &str, error: &sqlx::Error) -> HistoryError {
     let refused = |reason: String, cure: &str| HistoryError::Refused {
         database: database.to_owned(),
@@ -179,29 +203,25 @@ fn explain(database: &str, error: &sqlx::Error) -> HistoryError {
     };
     let unreachable = |reason: String| HistoryError::Unreachable { database: database.to_owned(), reason };
     match error {
-        sqlx::Error::Database(e) => {
-            let code: Option<u32> = e.code().and_then(|code| code.parse().ok());
-            // The low byte is the kind, the rest says more: https://www.sqlite.org/rescode.html
-            match code.map(|code| code & 0xff) {
-                Some(5 | 6) => unreachable(format!(
-                    "another process kept it locked for {} s. Check that only one daemon uses this folder",
-                    BUSY.as_secs()
-                )),
-                Some(10 | 13) => unreachable(format!("{}. Check that the disk is healthy and has room", e.message())),
-                Some(3 | 8 | 14) => {
-                    refused(e.message().to_owned(), "Let LAMPLIGHTER_DATA name a folder that may be written to")
-                }
-                Some(11 | 26) => refused(
-                    e.message().to_owned(),
-                    "Move the file away; a new one is started, and a copy of the old may be repaired with sqlite3's .recover",
-                ),
-                Some(1) => refused(
-                    e.message().to_owned(),
-                    "The tables are missing or of another version: restart Lamplighter to set them up",
-                ),
-                _ => refused(e.message().to_owned(), "This is a fault in Lamplighter: please report it"),
+        sqlx::Error::Database(e) => match result_code(&**e) {
+            Some(BUSY_CODE | 6) => unreachable(format!(
+                "another process kept it locked for {} s. Check that only one daemon uses this folder",
+                BUSY.as_secs()
+            )),
+            Some(10 | 13) => unreachable(format!("{}. Check that the disk is healthy and has room", e.message())),
+            Some(3 | 8 | 14) => {
+                refused(e.message().to_owned(), "Let LAMPLIGHTER_DATA name a folder that may be written to")
             }
-        }
+            Some(11 | 26) => refused(
+                e.message().to_owned(),
+                "Move the file away; a new one is started, and a copy of the old may be repaired with sqlite3's .recover",
+            ),
+            Some(1) => refused(
+                e.message().to_owned(),
+                "The tables are missing or of another version: restart Lamplighter to set them up",
+            ),
+            _ => refused(e.message().to_owned(), "This is a fault in Lamplighter: please report it"),
+        },
         sqlx::Error::Io(e) => unreachable(e.to_string()),
         sqlx::Error::PoolTimedOut => unreachable("it is too busy".to_owned()),
         sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => unreachable("it is being closed".to_owned()),

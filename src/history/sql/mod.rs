@@ -39,8 +39,10 @@ pub(super) trait Backend: Send + Sync + 'static {
 pub(super) trait Session: Send {
     type Row: Columns;
 
-    /// Ends a SELECT whose rows are ours alone until the transaction ends.
-    const SKIP_LOCKED: &'static str;
+    /// Ends a SELECT whose rows shall be ours alone until the transaction ends.
+    const LOCK: &'static str;
+    /// The same, stepping over the rows that are another's at the moment.
+    const LOCK_FREE: &'static str;
 
     /// The time by which leases are judged, the same throughout a transaction.
     fn now(&mut self) -> impl Future<Output = Result<DateTime<Utc>, sqlx::Error>> + Send;

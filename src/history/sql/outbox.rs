@@ -68,7 +68,7 @@ pub(super) async fn lease<S: Session>(
          ORDER BY created_at, id LIMIT $2 {}) \
          UPDATE outbox SET state = 'leased', owner = $3, lease_until = $4, attempts = attempts + 1 \
          FROM due WHERE id = due_id RETURNING {MESSAGE}",
-        S::SKIP_LOCKED
+        S::LOCK_FREE
     );
     let rows = s.query(&sql, &[now.into(), i64::from(limit).into(), owner.into(), later(now, lease).into()]).await?;
     let mut messages = rows.iter().map(message).collect::<Result<Vec<_>, _>>()?;

@@ -41,14 +41,15 @@ fn signed(number: u64) -> i64 {
 
 pub(super) async fn sync_jobs<S: Session>(s: &mut S, jobs: &[JobRow]) -> Result<(), sqlx::Error> {
     let now = s.now().await?;
-    // By name, so that two daemons that start at once take the rows in the same order.
+    // All rows are locked first, by name, so that two daemons that start at once take turns.
     let jobs: BTreeMap<&str, &JobRow> = jobs.iter().map(|job| (job.name.as_str(), job)).collect();
-    let known = s.query("SELECT name FROM jobs WHERE retired_at IS NULL ORDER BY name", &[]).await?;
+    let known = format!("SELECT name FROM jobs ORDER BY name {}", S::LOCK);
+    let known = s.query(&known, &[]).await?;
     let known = known.iter().map(|row| row.text("name")).collect::<Result<Vec<_>, _>>()?;
     let gone: Vec<&String> = known.iter().filter(|name| !jobs.contains_key(name.as_str())).collect();
     s.given(
         &[text("name", &gone, |name| name), time("now", &gone, |_| Some(now))],
-        "UPDATE jobs SET retired_at = given.now FROM given WHERE jobs.name = given.name",
+        "UPDATE jobs SET retired_at = given.now FROM given WHERE jobs.name = given.name AND retired_at IS NULL",
     )
     .await?;
     s.given(
@@ -133,12 +134,13 @@ async fn find_holders<S: Session>(s: &mut S, runs: &[&NewRun]) -> Result<HashMap
                 int("attempt", runs, |run| Some(run.attempt.into())),
                 text("owner", runs, |run| &run.owner),
             ],
+            // CROSS JOIN makes SQLite go through what is given and look each up by its index, never the other way round.
             // The first kind is a claim that we won, but whose answer got lost on the way, so that it was asked again.
             "SELECT given.id AS claim, run.id AS holder, CASE WHEN run.state = 'running' AND run.owner = given.owner \
-               THEN 'won' ELSE 'taken' END AS answer FROM given JOIN job_runs run ON run.id = given.id \
-             UNION ALL SELECT given.id, run.id, 'taken' FROM given JOIN job_runs run ON run.job = given.job \
+               THEN 'won' ELSE 'taken' END AS answer FROM given CROSS JOIN job_runs run WHERE run.id = given.id \
+             UNION ALL SELECT given.id, run.id, 'taken' FROM given CROSS JOIN job_runs run WHERE run.job = given.job \
                AND run.slot = given.slot AND run.slot IS NOT NULL AND run.attempt = given.attempt \
-             UNION ALL SELECT given.id, run.id, 'busy' FROM given JOIN job_runs run ON run.job = given.job \
+             UNION ALL SELECT given.id, run.id, 'busy' FROM given CROSS JOIN job_runs run WHERE run.job = given.job \
                AND run.state = 'running' AND run.exclusive",
         )
         .await?;
@@ -173,7 +175,7 @@ pub(super) async fn reap<S: Session>(s: &mut S) -> Result<Vec<Run>, sqlx::Error>
          {}) UPDATE job_runs SET state = 'lost', finished_at = $1, lease_until = NULL, \
          error = 'its process stopped renewing the claim: it died, hung, or lost the database' \
          FROM ended WHERE id = ended_id AND state = 'running' RETURNING {RUN}",
-        S::SKIP_LOCKED
+        S::LOCK_FREE
     );
     let mut lost = s.query(&sql, &[now.into()]).await?.iter().map(run).collect::<Result<Vec<_>, _>>()?;
     lost.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
