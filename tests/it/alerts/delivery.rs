@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lamplighter::alerts::{Dispatcher, Flushed, Outage, ReceiverSettings, database_away};
-use lamplighter::clock::Clock as _;
+use lamplighter::clock::{Clock as _, SystemClock};
 use lamplighter::history::AlertState::{Firing, Resolved};
 use lamplighter::history::MessageState::{Dead, Leased, Queued, Sent, Superseded};
 use lamplighter::history::{History, PostgresHistory, SharedHistory};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::super::support::http_sink::{Answer, HttpSink};
+use super::super::support::postgres::PostgresServer;
 use super::{Log, Outbox, slack, told, webhook};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -419,6 +421,38 @@ async fn news_of_an_absent_history_arrives_without_it_and_is_tried_again() {
     assert_eq!(log.lines("messages wait in the outbox").len(), 1, "{}", log.text());
     assert!(worker.stop().await < Duration::from_secs(6));
     database.abort();
+}
+
+#[tokio::test]
+async fn a_database_that_stops_while_a_message_is_sent_does_not_make_it_come_twice() {
+    let server = PostgresServer::start().await;
+    let database = server.database().await;
+    let history: SharedHistory = Arc::new(PostgresHistory::connect(&SecretString::from(database.url.clone())).unwrap());
+    let (outbox, ops) = (Outbox::new().await, HttpSink::start().await);
+    let gate = watch::Sender::new(false);
+    ops.answer_once(Answer::new(200, "").behind(&gate));
+    history.change_alerts(&[outbox.wish(Firing, "nightly", &["ops"])]).await.unwrap();
+    let worker =
+        Worker::run(Dispatcher::new(history.clone(), &[webhook("ops", &ops.url("/"))], Arc::new(SystemClock), "a"));
+    ops.wait_for(1).await;
+    server.stop().await;
+    // The answer comes while nobody can note it.
+    gate.send_replace(true);
+    ops.wait_for_answers(1).await;
+    server.start_again().await;
+    history.change_alerts(&[outbox.wish(Firing, "hourly", &["ops"])]).await.unwrap();
+    worker.dispatcher.wake();
+    let mut states = Vec::new();
+    let noted = tokio::time::timeout(SOON, async {
+        while states != [Sent, Sent] {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let messages = history.messages(10).await.unwrap();
+            states = messages.iter().map(|message| message.state).collect();
+        }
+    });
+    assert!(noted.await.is_ok(), "the messages are {states:?}");
+    assert_eq!(told(&ops), ["nightly firing", "hourly firing"]);
+    assert!(worker.stop().await < Duration::from_secs(6));
 }
 
 #[tokio::test]
