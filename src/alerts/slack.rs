@@ -172,6 +172,7 @@ fn blocks(delivery: &Delivery<'_>) -> Value {
     let mut context = vec![format!("fp {}", notice.fingerprint), format!("seq {}", notice.seq)];
     context.extend(delivery.delay().map(|delay| format!("delivery delayed {}", words::span(delay))));
     let context = room.text(&context.join(" · "), 300);
+    let more = room.text("… and more", SHORT);
 
     let mrkdwn = |text: String| json!({"type": "mrkdwn", "text": text, "verbatim": true});
     let mut fields = vec![mrkdwn(since)];
@@ -179,7 +180,7 @@ fn blocks(delivery: &Delivery<'_>) -> Value {
     for (name, value) in &notice.details {
         // Less than this would be a title with nothing under it.
         if room.0 < 120 || wide.len() == WIDE {
-            wide.push(json!({"type": "section", "text": mrkdwn(room.text("… and more", 20))}));
+            wide.push(json!({"type": "section", "text": mrkdwn(more)}));
             break;
         }
         if value.trim().chars().count() <= SHORT && fields.len() < FIELDS {

@@ -1,12 +1,11 @@
 //! A small HTTP server that keeps every request and answers as told: the far end of a webhook.
 //!
 //! Written on a bare socket, because it must be able to misbehave: hang, answer late, or hang up without an answer.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,7 +21,14 @@ pub(crate) struct HttpSink {
 
 struct State {
     got: watch::Sender<Vec<Got>>,
+    answered: watch::Sender<usize>,
     script: Mutex<(VecDeque<Answer>, Answer)>,
+}
+
+impl State {
+    fn script(&self) -> MutexGuard<'_, (VecDeque<Answer>, Answer)> {
+        self.script.lock().expect("nobody panics while holding the script")
+    }
 }
 
 /// A request that came.
@@ -33,6 +39,7 @@ pub(crate) struct Got {
     /// By lower-case name.
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Vec<u8>,
+    pub(crate) at: Instant,
 }
 
 impl Got {
@@ -54,13 +61,14 @@ pub(crate) struct Answer {
     headers: Vec<(String, String)>,
     body: String,
     delay: Duration,
+    gate: Option<watch::Receiver<bool>>,
     hang_up: bool,
 }
 
 impl Answer {
     /// A status and a body.
     pub(crate) fn new(status: u16, body: &str) -> Self {
-        Self { status, headers: Vec::new(), body: body.to_owned(), delay: Duration::ZERO, hang_up: false }
+        Self { status, headers: Vec::new(), body: body.to_owned(), delay: Duration::ZERO, gate: None, hang_up: false }
     }
 
     /// The connection is closed without an answer.
@@ -81,6 +89,13 @@ impl Answer {
         self.delay = delay;
         self
     }
+
+    /// Not before the gate is open.
+    #[must_use]
+    pub(crate) fn behind(mut self, gate: &watch::Sender<bool>) -> Self {
+        self.gate = Some(gate.subscribe());
+        self
+    }
 }
 
 impl HttpSink {
@@ -89,7 +104,7 @@ impl HttpSink {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let script = Mutex::new((VecDeque::new(), Answer::new(200, "ok")));
-        let state = Arc::new(State { got: watch::Sender::new(Vec::new()), script });
+        let state = Arc::new(State { got: watch::Sender::new(Vec::new()), answered: watch::Sender::new(0), script });
         let shared = Arc::clone(&state);
         let task = tokio::spawn(async move {
             // Dropped with the task, and every connection with it.
@@ -114,12 +129,12 @@ impl HttpSink {
 
     /// The answer from now on.
     pub(crate) fn answer(&self, answer: Answer) {
-        self.state.script.lock().unwrap().1 = answer;
+        self.state.script().1 = answer;
     }
 
     /// The answer to one request; called several times, to several in order.
     pub(crate) fn answer_once(&self, answer: Answer) {
-        self.state.script.lock().unwrap().0.push_back(answer);
+        self.state.script().0.push_back(answer);
     }
 
     /// What came up to now.
@@ -136,6 +151,14 @@ impl HttpSink {
             Err(_) => panic!("waited for {count} requests; these came: {:#?}", self.got()),
         }
     }
+
+    /// Waits until `count` requests have been answered.
+    pub(crate) async fn wait_for_answers(&self, count: usize) {
+        let mut answered = self.state.answered.subscribe();
+        let done =
+            tokio::time::timeout(Duration::from_secs(15), answered.wait_for(|answered| *answered >= count)).await;
+        assert!(done.is_ok(), "waited for {count} answers; these requests came: {:#?}", self.got());
+    }
 }
 
 impl Drop for HttpSink {
@@ -148,11 +171,15 @@ impl Drop for HttpSink {
 async fn serve(mut stream: TcpStream, state: Arc<State>) {
     let Some(got) = read(&mut stream).await else { return };
     let answer = {
-        let mut script = state.script.lock().unwrap();
+        let mut script = state.script();
         script.0.pop_front().unwrap_or_else(|| script.1.clone())
     };
     state.got.send_modify(|all| all.push(got));
     tokio::time::sleep(answer.delay).await;
+    if let Some(mut gate) = answer.gate {
+        // A gate that is gone is open.
+        let _ = gate.wait_for(|open| *open).await;
+    }
     if answer.hang_up {
         return;
     }
@@ -165,6 +192,7 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) {
     let _ = stream.write_all(head.as_bytes()).await;
     let _ = stream.write_all(answer.body.as_bytes()).await;
     let _ = stream.shutdown().await;
+    state.answered.send_modify(|answered| *answered += 1);
 }
 
 async fn read(stream: &mut TcpStream) -> Option<Got> {
@@ -192,5 +220,5 @@ async fn read(stream: &mut TcpStream) -> Option<Got> {
             return None;
         }
     }
-    Some(Got { method, path, headers, body })
+    Some(Got { method, path, headers, body, at: Instant::now() })
 }
