@@ -1,6 +1,4 @@
 //! Alerts, from the wish to the receiver: real outboxes, a real HTTP server at the far end.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
-
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
 
 mod delivery;

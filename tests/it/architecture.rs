@@ -52,15 +52,27 @@ fn imports_point_down() {
         for (line, part) in
             text.lines().enumerate().flat_map(|(n, l)| l.match_indices("crate::").map(move |(at, _)| (n, &l[at + 7..])))
         {
-            let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
-            let names: Vec<&str> = match part[..end].is_empty() {
-                true => {
-                    part.trim_start_matches('{').split([',', '}']).filter_map(|p| p.trim().split("::").next()).collect()
-                }
-                false => vec![&part[..end]],
+            let word = |text: &str| {
+                let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
+                text[..end].to_owned()
             };
-            for other in names.into_iter().filter(|name| !name.is_empty() && *name != room) {
-                let same_row = row(other) == row(&room) && !BOTTOM.contains(&other);
+            let names: Vec<String> = match part.strip_prefix('{') {
+                // Only the outer list names rooms; what stands in inner braces are their items.
+                Some(list) => {
+                    let mut depth = 0;
+                    let outer: String = list
+                        .chars()
+                        .take_while(|c| {
+                            depth += i32::from(*c == '{') - i32::from(*c == '}');
+                            depth >= 0
+                        })
+                        .collect();
+                    outer.split(',').map(|item| word(item.trim())).collect()
+                }
+                None => vec![word(part)],
+            };
+            for other in names.iter().filter(|name| !name.is_empty() && **name != room) {
+                let same_row = row(other) == row(&room) && !BOTTOM.contains(&other.as_str());
                 if row(other) < row(&room) || same_row {
                     wrong.push(format!("{}:{}: {room} uses {other}", inside.display(), line + 1));
                 }
