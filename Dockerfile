@@ -16,7 +16,7 @@ COPY jobs.toml ./
 COPY src src
 RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin lamplighter && mkdir /data
 
-# glibc, libgcc and an unprivileged user. The CA roots are compiled into the binary.
+# glibc, libgcc, CA certificates (Google's sign-in is checked against them) and an unprivileged user.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/release/lamplighter /usr/local/bin/lamplighter
 COPY --from=build /src/jobs.toml /etc/lamplighter/jobs.toml
