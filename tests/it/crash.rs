@@ -147,6 +147,8 @@ impl Stage {
     async fn finish(&mut self) {
         for _ in 0..20 {
             let mut daemon = self.start(None);
+            // Many kills leave many small batches, and each is a load or two.
+            daemon.said_or_ended("(never said)", Duration::from_secs(900)).await;
             let status = daemon.ended().await;
             let mut left = 0;
             for (database, queue) in [(0, "upload_queue"), (1, "upload_queue"), (0, "ml_queue")] {
@@ -260,7 +262,7 @@ async fn killed_at_random_while_producers_write_and_rewrite_nothing_is_lost_or_d
     let producer = tokio::spawn({
         let (cache, produced, stop, mut dice) = (stage.rig.cache.clone(), produced.clone(), stop.clone(), dice.fork());
         async move {
-            let mut pace = tokio::time::interval(Duration::from_millis(12));
+            let mut pace = tokio::time::interval(Duration::from_millis(40));
             while !stop.is_cancelled() {
                 pace.tick().await;
                 produce(&cache, &produced, dice.u64(..300)).await;
