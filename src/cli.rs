@@ -52,7 +52,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // A body that blocks its thread must not keep the program from ending.
     runtime.shutdown_timeout(LAST_WAIT);
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => match output::failed() {
+            None => ExitCode::SUCCESS,
+            Some(reason) => {
+                complain(&format!("the output is not complete: {reason}"));
+                ExitCode::FAILURE
+            }
+        },
         Err(Failure { code, message }) => {
             if let Some(message) = message {
                 complain(&message);

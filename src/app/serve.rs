@@ -35,6 +35,16 @@ impl App {
             tracing::warn!("{line}");
         }
         let past = self.begin().await?;
+        // Nobody should learn at two in the morning that a password is wrong. What is away now may be back by then: a warning.
+        let app = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = app.cache.ping().await {
+                tracing::warn!("the cache does not answer now: {error}");
+            }
+            if let Err(error) = app.warehouse.ping().await {
+                tracing::warn!("the warehouse does not answer now: {error}");
+            }
+        });
 
         let scheduler = Scheduler::new(self.clock.clone(), LOOKAHEAD);
         for job in self.settings.jobs.iter() {

@@ -139,7 +139,7 @@ async fn show(house: &House, app: &App, folder: &Path, took_ms: u64) -> Result<(
 
     say(out, &format!("It is yours to play with. Go there with `cd {}`, then try", folder.display()));
     let program = program();
-    let first = letters.first().map_or("ID", |letter| letter.id.as_str());
+    let first = letters.iter().find(|letter| letter.size_bytes.is_some()).map_or("ID", |letter| letter.id.as_str());
     for (command, what) in [
         ("history".to_owned(), "what ran"),
         ("check".to_owned(), "when it runs next"),

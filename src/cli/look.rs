@@ -57,6 +57,7 @@ pub(super) fn check(house: &House, now: DateTime<Utc>) -> Result<(), Failure> {
     }
     out.line("");
     out.line(out.paint(Paint::Good, &format!("{} is right", settings.file.display())));
+    out.remark("The servers were not asked; `lamplighter run JOB --dry-run` asks them, and touches nothing.");
     Ok(())
 }
 

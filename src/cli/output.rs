@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
@@ -44,7 +45,7 @@ impl Output {
 
     /// Writes a line to the standard output.
     pub(super) fn line(&self, text: impl Display) {
-        write_to(io::stdout().lock(), &format!("{text}\n"));
+        note(write_to(io::stdout().lock(), &format!("{text}\n")));
     }
 
     /// Writes a value as one JSON document.
@@ -55,13 +56,14 @@ impl Output {
 
     /// Writes a remark that is no part of the answer to the standard error.
     pub(super) fn remark(&self, text: impl Display) {
-        write_to(io::stderr().lock(), &format!("{text}\n"));
+        // There is nobody left to tell if this fails.
+        drop(write_to(io::stderr().lock(), &format!("{text}\n")));
     }
 
     /// Writes bytes as they are.
     pub(super) fn bytes(&self, bytes: &[u8]) {
         let mut out = io::stdout().lock();
-        ignore_closed(out.write_all(bytes).and_then(|()| out.flush()));
+        note(out.write_all(bytes).and_then(|()| out.flush()));
     }
 
     /// The text in its colour, if colours are on.
@@ -77,16 +79,30 @@ impl Output {
     }
 }
 
-fn write_to(mut out: impl Write, text: &str) {
-    ignore_closed(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+fn write_to(mut out: impl Write, text: &str) -> io::Result<()> {
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
-/// `lamplighter history | head` closes the pipe early. That is no error of ours, and there is nobody left to tell others.
-fn ignore_closed(written: io::Result<()>) {
-    drop(written);
+/// `lamplighter history | head` closes the pipe early: that is no error of ours. Any other failure (a full disk, say) is, and
+/// the exit code tells: `dead-letters export > file && dead-letters drop --all` must not go on after half a file.
+fn note(written: io::Result<()>) {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            FAILED.get_or_init(|| error.to_string());
+        }
+        _ => {}
+    }
+}
+
+/// Why the first write that failed did.
+static FAILED: OnceLock<String> = OnceLock::new();
+
+/// Why the output is not complete; `None` if it is.
+pub(super) fn failed() -> Option<&'static str> {
+    FAILED.get().map(String::as_str)
 }
 
 /// The error as people read it: one line, whatever it is made of.
 pub(super) fn complain(text: &str) {
-    write_to(io::stderr().lock(), &format!("lamplighter: {text}\n"));
+    drop(write_to(io::stderr().lock(), &format!("lamplighter: {text}\n")));
 }
