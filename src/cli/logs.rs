@@ -12,14 +12,19 @@ pub(super) enum Form {
     People,
 }
 
-/// The form for this command: JSON when the daemon runs without a terminal, unless `LAMPLIGHTER_LOG_FORMAT` says otherwise.
+/// The form for this command: JSON when the daemon runs without a terminal, or any command on Railway (its cron services run
+/// `run --due`), unless `LAMPLIGHTER_LOG_FORMAT` says otherwise.
 pub(super) fn form(stays_up: bool) -> Form {
     match std::env::var("LAMPLIGHTER_LOG_FORMAT").as_deref() {
         Ok("json") => Form::Json,
         Ok("text" | "human") => Form::People,
-        _ if stays_up && !io::stdout().is_terminal() => Form::Json,
+        _ if (stays_up || on_railway()) && !io::stdout().is_terminal() => Form::Json,
         _ => Form::People,
     }
+}
+
+fn on_railway() -> bool {
+    std::env::var_os("RAILWAY_ENVIRONMENT_ID").is_some() || std::env::var_os("RAILWAY_ENVIRONMENT_NAME").is_some()
 }
 
 /// Starts logging by this filter, and makes panics part of it. `quiet`: unless a filter was asked for, only warnings.
@@ -31,7 +36,8 @@ pub(super) fn start(form: Form, filter: &str, quiet: bool) {
         asked => asked,
     };
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter);
+    // `serve | head` must not fill the standard error with complaints about the closed pipe.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     let started = match form {
         Form::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
         Form::People => {
