@@ -332,3 +332,24 @@ async fn a_daemon_without_its_database_starts_and_goes_on() {
     assert!(log.contains("the results of some runs are not recorded"), "{log}");
     assert!(!log.contains("hunter2"), "{log}");
 }
+
+/// Runs a command line of the shell, with the program as `$0`, and returns its exit code and what it complained of.
+fn shell(folder: &Path, line: &str) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", line, env!("CARGO_BIN_EXE_lamplighter")]).current_dir(folder).env_clear();
+    let output = command.env("PATH", std::env::var_os("PATH").unwrap()).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn an_answer_that_could_not_be_written_is_a_failure_and_a_closed_pipe_is_none() {
+    let folder = folder(&shipped());
+    for command in ["explain '@daily'", "check", "simulate --from 2026-01-01 --to 2026-01-03 --json"] {
+        let (code, complaint) = shell(folder.path(), &format!("\"$0\" {command} > /dev/full"));
+        assert_eq!(code, Some(1), "{command}: {complaint}");
+        assert!(complaint.contains("the output is not complete"), "{command}: {complaint}");
+    }
+    // The reader takes the beginning and goes away.
+    let line = r#"set -o pipefail; "$0" explain '@daily' --next 10000 --json | head -c 10 > /dev/null"#;
+    assert_eq!(shell(folder.path(), line), (Some(0), String::new()));
+}
