@@ -35,21 +35,23 @@ async fn list(house: &House, which: Which, limit: u32, now: DateTime<Utc>) -> Re
         return Ok(());
     }
     let mut counts = history.count_dead_letters().await?;
+    let any = !counts.is_empty();
     counts.retain(|count| which.dataset.as_ref().is_none_or(|dataset| *dataset == count.dataset));
     counts.retain(|count| which.reason.as_ref().is_none_or(|reason| *reason == count.reason));
     let total: u64 = counts.iter().map(|count| count.count).sum();
     if total == 0 {
-        out.line("no dead letters");
+        out.line(if any {
+            "no such dead letters; `lamplighter dead-letters list` shows all"
+        } else {
+            "no dead letters"
+        });
         return Ok(());
     }
     out.line(tables::dead_letter_counts(out, &counts, now));
     out.line(tables::dead_letters(out, &letters, now));
     let shown = letters.len() as u64;
     let more = if shown < total { format!("the oldest {} of ", number(shown)) } else { String::new() };
-    out.remark(format_args!(
-        "{more}{} dead letters. Next: lamplighter dead-letters show ID, retry, export, drop",
-        number(total)
-    ));
+    out.remark(format_args!("{more}{}. Next: lamplighter dead-letters show ID, retry, export, drop", in_words(total)));
     Ok(())
 }
 
@@ -125,12 +127,16 @@ async fn drop_some(house: &House, ids: &[String], which: &Which, all: bool) -> R
     report(house, "dropped", dropped, 0)
 }
 
+fn in_words(letters: u64) -> String {
+    format!("{} dead letter{}", number(letters), if letters == 1 { "" } else { "s" })
+}
+
 fn report(house: &House, verb: &str, done: u64, left: u64) -> Result<(), Failure> {
     let out = &house.out;
     if out.json {
         out.json(&serde_json::json!({ verb: done, "left": left }));
     } else {
-        out.line(format_args!("{verb} {} dead letters", number(done)));
+        out.line(format_args!("{verb} {}", in_words(done)));
         if left > 0 {
             out.remark(format_args!(
                 "{} were left: no dataset claims their key, or their record is gone. Name them by id to retry them all the same",

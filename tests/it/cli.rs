@@ -215,6 +215,21 @@ async fn a_receiver_can_be_tested_and_one_that_is_off_says_why() {
 }
 
 #[tokio::test]
+async fn without_credentials_a_run_says_which_to_set_and_asks_nobody() {
+    let machine = std::fs::read_to_string("/sys/class/dmi/id/product_name").unwrap_or_default();
+    if machine.contains("Google") {
+        // Here the metadata server has credentials.
+        return;
+    }
+    let house = folder(&shipped());
+    let home = house.path().display().to_string();
+    let env = BTreeMap::from([("BIGQUERY_PROJECT", "night-watch".to_owned()), ("HOME", home)]);
+    let said = ask_with(house.path(), &env, &["run", "nightly-upload"]).await;
+    assert_eq!(said.code, Some(78), "{}{}", said.out, said.err);
+    assert!(said.err.contains("Set GOOGLE_APPLICATION_CREDENTIALS"), "{}{}", said.out, said.err);
+}
+
+#[tokio::test]
 async fn the_demo_shows_a_whole_night_and_leaves_a_folder_to_play_with() {
     let house = tempfile::tempdir().unwrap();
     // The demo asks no server, whatever the variables say.
@@ -240,10 +255,10 @@ async fn the_demo_shows_a_whole_night_and_leaves_a_folder_to_play_with() {
     let said = ask_with(&night, &played, &["dead-letters", "export", "--reason", "schema"]).await;
     assert_eq!(said.out.lines().map(json).count(), 2);
     let said = ask_with(&night, &played, &["dead-letters", "retry", id]).await;
-    assert_eq!(said.out, "retried 1 dead letters\n", "{}", said.err);
+    assert_eq!(said.out, "retried 1 dead letter\n", "{}", said.err);
     let said = ask_with(&night, &played, &["run", "nightly-upload", "--dry-run"]).await;
     assert_eq!(said.code, Some(1), "the record is still broken: {}{}", said.out, said.err);
-    assert!(said.out.contains("1 dead letters, transactions: not_json"), "{}", said.out);
+    assert!(said.out.contains("1 dead letter, transactions: not_json"), "{}", said.out);
     let said = ask_with(&night, &played, &["dead-letters", "drop", "--all"]).await;
     assert_eq!(said.out, "dropped 6 dead letters\n", "{}", said.err);
 

@@ -161,7 +161,8 @@ fn lines(plan: &QueuePlan) -> Vec<String> {
         }
     }
     for (what, (count, example)) in &plan.dead_letters {
-        lines.push(format!("  {count} dead letters, {what}; for example {example}"));
+        let letters = if *count == 1 { "dead letter" } else { "dead letters" };
+        lines.push(format!("  {count} {letters}, {what}; for example {example}"));
     }
     lines
 }

@@ -176,6 +176,16 @@ impl Tokens {
                     ServiceAccountAuthenticator::with_client(key, client()).build().await
                 }
             }
+            None if !in_googles_cloud() => {
+                return Err(NoToken::Refused {
+                    reason: "there are no credentials for BigQuery: no variable names any, there is no gcloud login in the home \
+                             folder, and this machine is not in Google's cloud"
+                        .to_owned(),
+                    cure: "Set GOOGLE_APPLICATION_CREDENTIALS to a service account's key: a path, the JSON itself, or its \
+                           base64; or run: gcloud auth application-default login"
+                        .to_owned(),
+                });
+            }
             None => {
                 let options = ApplicationDefaultCredentialsFlowOpts::default();
                 match ApplicationDefaultCredentialsAuthenticator::with_client(options, client()).await {
@@ -230,11 +240,7 @@ impl Tokens {
                 _ => refused(format!("the token service answers {answer}"), format!("Check {}", self.source)),
             },
             OauthError::HttpError(_) | OauthError::HttpClientError(_) if self.source.starts_with("the application") => {
-                NoToken::Unavailable(format!(
-                    "there is no gcloud login in the home folder, and no metadata server answers ({}); \
-                     set GOOGLE_APPLICATION_CREDENTIALS to a service account's key",
-                    in_full(error)
-                ))
+                NoToken::Unavailable(format!("the metadata server of this machine does not answer: {}", in_full(error)))
             }
             OauthError::HttpError(_) | OauthError::HttpClientError(_) => {
                 NoToken::Unavailable(format!("the token service cannot be reached: {}", in_full(error)))
@@ -260,6 +266,14 @@ fn gcloud_file() -> Option<PathBuf> {
         None => PathBuf::from(std::env::var_os("HOME")?).join(".config/gcloud"),
     };
     Some(folder.join("application_default_credentials.json")).filter(|path| path.is_file())
+}
+
+/// Whether there is a metadata server to ask: Google's machines say what they are, and its serverless products set a variable.
+/// (<https://docs.cloud.google.com/compute/docs/instances/detect-compute-engine>)
+fn in_googles_cloud() -> bool {
+    let told = ["GCE_METADATA_HOST", "K_SERVICE", "CLOUD_RUN_JOB", "GAE_SERVICE"];
+    let product = std::fs::read_to_string("/sys/class/dmi/id/product_name").unwrap_or_default();
+    product.contains("Google") || told.iter().any(|variable| std::env::var_os(variable).is_some())
 }
 
 #[cfg(test)]
