@@ -26,8 +26,10 @@ mod work;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::Deserialize;
-use tokio::task::JoinSet;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
 
 use self::batch::Batch;
 use self::run::{Limits, Run, Tally, UploadError};
@@ -35,8 +37,8 @@ use super::datasets::Datasets;
 use super::kind::{JobContext, JobError, JobKind, Outcome, Plan};
 use crate::units::Span;
 
-/// Batches that may wait for the warehouse at once, besides the one that is being read.
-const WAITING: usize = 4;
+/// Batches that may be open at once: one that is read, and others that wait for the warehouse or release their records.
+const OPEN: usize = 5;
 
 /// Drains the queues of its datasets.
 #[derive(Deserialize)]
@@ -133,50 +135,59 @@ impl Upload {
             total += depth;
         }
         tally.lock().expect("nobody panics while holding the tally").progress.total = total;
-        // A queue that fails does not keep the others from being drained.
-        let mut first_error = None;
-        for run in &runs {
-            if let Err(error) = drain(run).await {
+        // All queues at once, and their batches in turns: while one batch waits for the warehouse, or lets go of its records, the
+        // next is read. A queue that fails does not keep the others from being drained.
+        let turns = Turns { reading: tokio::sync::Mutex::default(), open: Arc::new(Semaphore::new(OPEN)) };
+        let results = join_all(runs.iter().map(|run| drain(run, &turns))).await;
+        for (run, result) in runs.iter().zip(&results) {
+            if let Err(error) = result {
                 tracing::error!(%error, queue = %run.queue, "the queue could not be drained");
-                first_error.get_or_insert(error);
             }
         }
-        first_error.map_or(Ok(()), Err)
+        results.into_iter().collect()
     }
+}
+
+/// What keeps memory bounded while queues are drained side by side.
+struct Turns {
+    /// Held by the queue of which a batch is read.
+    reading: tokio::sync::Mutex<()>,
+    /// One permit for each open batch.
+    open: Arc<Semaphore>,
 }
 
 /// Drains one queue: what dead processes left, then what waits, then what other processes left meanwhile.
-async fn drain(run: &Arc<Run>) -> Result<(), UploadError> {
-    recover(run, false).await?;
+async fn drain(run: &Arc<Run>, turns: &Turns) -> Result<(), UploadError> {
+    recover(run, turns, false).await?;
     let mut waiting: JoinSet<Result<(), UploadError>> = JoinSet::new();
     let mut result = Ok(());
     while result.is_ok() && !run.ctx.stopping.is_cancelled() {
-        if waiting.len() > WAITING {
-            result = next(&mut waiting).await;
-            continue;
-        }
+        let permit = Arc::clone(&turns.open).acquire_owned().await.expect("nobody closes the semaphore");
+        let turn = turns.reading.lock().await;
         match Batch::claim(run).await {
             Ok(None) => break,
             Ok(Some((batch, sent))) => {
-                waiting.spawn(batch.settle(Some(sent)));
+                waiting.spawn(async move {
+                    let _permit = permit;
+                    batch.settle(Some(sent)).await
+                });
             }
             Err(error) => result = Err(error),
         }
+        drop(turn);
+        while let Some(finished) = waiting.try_join_next() {
+            result = result.and(settled(finished));
+        }
     }
-    while !waiting.is_empty() {
-        let finished = next(&mut waiting).await;
-        result = result.and(finished);
+    while let Some(finished) = waiting.join_next().await {
+        result = result.and(settled(finished));
     }
     result?;
-    if run.ctx.stopping.is_cancelled() { Ok(()) } else { recover(run, true).await }
+    if run.ctx.stopping.is_cancelled() { Ok(()) } else { recover(run, turns, true).await }
 }
 
-async fn next(waiting: &mut JoinSet<Result<(), UploadError>>) -> Result<(), UploadError> {
-    match waiting.join_next().await {
-        Some(Ok(result)) => result,
-        Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-        None => Ok(()),
-    }
+fn settled(finished: Result<Result<(), UploadError>, JoinError>) -> Result<(), UploadError> {
+    finished.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 /// Puts a dead letter back into its queue, so that the next upload tries it again. The letter itself is dropped by the
@@ -197,7 +208,7 @@ pub async fn retry_dead_letter(
 
 /// Finishes batches that dead processes left. `patiently`: waits a little longer than a lease for those that are held, and
 /// for what they made other batches put off; what is still held after that has a living owner.
-async fn recover(run: &Arc<Run>, patiently: bool) -> Result<(), UploadError> {
+async fn recover(run: &Arc<Run>, turns: &Turns, patiently: bool) -> Result<(), UploadError> {
     let cache = &run.ctx.cache;
     let mut tick = tokio::time::interval(run.lease.0 / 8);
     for _ in 0..if patiently { 10 } else { 1 } {
@@ -211,6 +222,7 @@ async fn recover(run: &Arc<Run>, patiently: bool) -> Result<(), UploadError> {
             break;
         }
         for batch in left.iter().filter(|batch| !batch.leased) {
+            let _turn = turns.reading.lock().await;
             finish_for(run, &batch.batch).await?;
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
+use futures_util::future::try_join;
 
 use super::batch::Batch;
 use super::entry;
@@ -13,7 +14,7 @@ use super::run::UploadError;
 use crate::cache::{AfterUpload, Digest, Mark};
 
 /// Entries acknowledged at a time.
-const STRETCH: u32 = 1_000;
+const STRETCH: u32 = 4_000;
 
 /// Acknowledges the batch.
 ///
@@ -37,15 +38,18 @@ pub(super) async fn acknowledge(batch: &Batch) -> Result<(), UploadError> {
     let loaded = batch.loaded();
     let mut unsettled: Vec<Bytes> = Vec::new();
     let mut start = 0;
-    loop {
+    // The next stretch is fetched while this one is released.
+    let fetch = async |start| {
         let entries = patience::cache(|| cache.entries(lease, start, STRETCH)).await?;
-        if entries.is_empty() {
-            break;
-        }
         let mut marks = Vec::with_capacity(readings.len());
-        for (reading, _) in &readings {
+        for (reading, _) in readings.iter().filter(|_| !entries.is_empty()) {
             marks.push(patience::cache(|| cache.marks(lease, *reading, start, STRETCH)).await?);
         }
+        Ok::<_, UploadError>((entries, marks))
+    };
+    let mut stretch = fetch(start).await?;
+    while !stretch.0.is_empty() {
+        let (entries, marks) = &stretch;
         let mut sent: [Vec<(String, Digest)>; 2] = Default::default();
         for (at, bytes) in entries.iter().enumerate() {
             let position = start + at as u64;
@@ -69,20 +73,25 @@ pub(super) async fn acknowledge(batch: &Batch) -> Result<(), UploadError> {
                 unsettled.push(bytes.clone());
             }
         }
-        for (records, after) in sent.iter().zip([AfterUpload::Delete, AfterUpload::Keep]) {
-            if records.is_empty() {
-                continue;
+        let release = async {
+            for (records, after) in sent.iter().zip([AfterUpload::Delete, AfterUpload::Keep]) {
+                if records.is_empty() {
+                    continue;
+                }
+                let records: Vec<(&str, Digest)> =
+                    records.iter().map(|(key, digest)| (key.as_str(), *digest)).collect();
+                let released = patience::cache(|| cache.release(lease, &records, after)).await?;
+                run.tally(|tally| {
+                    tally.released.done += released.done;
+                    tally.released.rewritten += released.rewritten;
+                    tally.released.gone += released.gone;
+                });
+                failpoint::reach("acknowledging").await;
             }
-            let records: Vec<(&str, Digest)> = records.iter().map(|(key, digest)| (key.as_str(), *digest)).collect();
-            let released = patience::cache(|| cache.release(lease, &records, after)).await?;
-            run.tally(|tally| {
-                tally.released.done += released.done;
-                tally.released.rewritten += released.rewritten;
-                tally.released.gone += released.gone;
-            });
-            failpoint::reach("acknowledging").await;
-        }
+            Ok(())
+        };
         start += entries.len() as u64;
+        ((), stretch) = try_join(release, fetch(start)).await?;
     }
     failpoint::reach("acknowledged").await;
     let kept: Vec<u32> =
