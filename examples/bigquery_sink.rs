@@ -26,7 +26,6 @@ const RESUME_INCOMPLETE: StatusCode = StatusCode::PERMANENT_REDIRECT;
 
 #[derive(Default)]
 struct Run {
-    tables: HashMap<String, Value>,
     uploads: HashMap<u64, Upload>,
     loads: Vec<LoadJob>,
     job_ids: HashMap<String, usize>,
@@ -51,6 +50,8 @@ struct LoadJob {
 
 #[derive(Default)]
 struct Sink {
+    /// They stay from run to run, as on every night but the first.
+    tables: HashMap<String, Value>,
     run: Run,
     /// Rows of each table's loads in the run before, in order.
     rehearsed: HashMap<String, Vec<u64>>,
@@ -155,7 +156,7 @@ async fn get_table(
     State(sink): State<Shared>,
     Path((_, dataset, table)): Path<(String, String, String)>,
 ) -> Result<Json, Problem> {
-    match lock(&sink).run.tables.get(&format!("{dataset}.{table}")) {
+    match lock(&sink).tables.get(&format!("{dataset}.{table}")) {
         Some(table) => Ok(Json(table.clone())),
         None => Err(not_found(format_args!("Table {dataset}.{table}"))),
     }
@@ -168,7 +169,7 @@ async fn create_table(
 ) -> Result<Response, Problem> {
     let mut table = parse(&join(&receive(body).await?))?;
     let name = format!("{dataset}.{}", table["tableReference"]["tableId"].as_str().unwrap_or_default());
-    let tables = &mut lock(&sink).run.tables;
+    let tables = &mut lock(&sink).tables;
     if tables.contains_key(&name) {
         return Err(duplicate(format_args!("Table {name}")));
     }
@@ -185,7 +186,7 @@ async fn patch_table(
     body: Body,
 ) -> Result<Response, Problem> {
     let change = parse(&join(&receive(body).await?))?;
-    match (lock(&sink).run.tables.get_mut(&format!("{dataset}.{table}")), change) {
+    match (lock(&sink).tables.get_mut(&format!("{dataset}.{table}")), change) {
         (Some(Value::Object(known)), Value::Object(change)) => {
             known.extend(change);
             Ok(Json(Value::Object(known.clone())).into_response())
@@ -318,7 +319,7 @@ impl Sink {
             return Err(duplicate(format_args!("Job {job_id}")));
         }
         if let Some(Value::Object(schema)) = load.get("schema") {
-            let known = self.run.tables.entry(table.clone()).or_insert_with(|| json!({"tableReference": place}));
+            let known = self.tables.entry(table.clone()).or_insert_with(|| json!({"tableReference": place}));
             known["schema"] = Value::Object(schema.clone());
         }
         let answer = json!({
