@@ -1,5 +1,6 @@
 //! The cache in Redis. What is in which key is written in `cache/mod.rs`; what happens in one atomic step is a Lua script in
-//! `redis/lua`; releasing records, which compares long values, is in `redis/release.rs`.
+//! `redis/lua`; releasing records, which compares long values, is in `redis/release.rs`; connections are in `redis/link.rs` and
+//! `redis/wire.rs`.
 
 mod errors;
 mod link;
@@ -8,6 +9,7 @@ mod read;
 mod release;
 mod script;
 mod sealed;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -11,15 +11,18 @@ pub(super) fn from_client(server: &str, error: &RedisError) -> CacheError {
     let said = error.to_string();
     match error.kind() {
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => not_a_redis(server, &said),
-        ErrorKind::Io if io_kind(error) == Some(io::ErrorKind::InvalidData) => CacheError::Refused {
-            server: server.to_owned(),
-            reason: said,
-            cure: "If it speaks no TLS, REDIS_URL must begin with redis:// instead of rediss://; if it does, its \
+        ErrorKind::Io if io_error(error).map(io::Error::kind) == Some(io::ErrorKind::InvalidData) => {
+            CacheError::Refused {
+                server: server.to_owned(),
+                reason: said,
+                cure: "If it speaks no TLS, REDIS_URL must begin with redis:// instead of rediss://; if it does, its \
                    certificate must be one that the public authorities vouch for"
-                .to_owned(),
-        },
+                    .to_owned(),
+            }
+        }
         ErrorKind::Io => {
-            let reason = if error.is_timeout() { "no answer in time".to_owned() } else { said };
+            let explained = io_error(error).is_some_and(|error| error.get_ref().is_some());
+            let reason = if error.is_timeout() && !explained { "no answer in time".to_owned() } else { said };
             CacheError::Unreachable { server: server.to_owned(), reason }
         }
         _ => classify(server, error.code().unwrap_or_default(), &said),
@@ -73,7 +76,10 @@ fn classify(server: &str, code: &str, said: &str) -> CacheError {
     } else if has("DB index is out of range") || has("SELECT is not allowed") {
         let number = server.rsplit('/').next().unwrap_or_default();
         let reason = format!("this Redis has no database {number}: {reason}");
-        let cure = "Set `database` in [datasets.…] to one that it has, or raise `databases` in redis.conf".to_owned();
+        let cure =
+            "Set `database` in [datasets.…], or the number at the end of REDIS_URL, to one that it has; or raise \
+                    `databases` in redis.conf"
+                .to_owned();
         CacheError::Refused { server, reason, cure }
     } else if ["OOM", "READONLY", "MISCONF", "NOREPLICAS"].iter().any(|full| code == *full || has(full)) {
         CacheError::Full { server, reason }
@@ -90,8 +96,8 @@ fn classify(server: &str, code: &str, said: &str) -> CacheError {
     }
 }
 
-fn io_kind(error: &RedisError) -> Option<io::ErrorKind> {
-    std::error::Error::source(error)?.downcast_ref::<io::Error>().map(io::Error::kind)
+fn io_error(error: &RedisError) -> Option<&io::Error> {
+    std::error::Error::source(error)?.downcast_ref()
 }
 
 /// At most the first line, and of that 200 characters.

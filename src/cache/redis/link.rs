@@ -1,23 +1,22 @@
-//! Connections: for each database one that all callers share, and a few that are lent out whole, because `WATCH` belongs to
-//! a connection. Nothing ever says `SELECT` on a connection that is in use.
+//! Connections: a few for each database, each lent out to one caller at a time. Nothing ever says `SELECT` on a connection that
+//! is in use.
 
 use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::redis::aio::MultiplexedConnection;
-use ::redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
-    RedisConnectionInfo, RedisError, Value, cmd,
-};
+use ::redis::{Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, Value, cmd};
 use secrecy::ExposeSecret;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
+use super::wire::{Commands, Wire};
 use super::{RedisSettings, errors};
 use crate::cache::CacheError;
 
-/// How many connections of a database are lent out at a time.
+/// How many connections of a database are lent out at a time. Who holds one must not ask for another.
 const LANES: usize = 4;
 /// How often a request is sent again when its connection turns out to be dead.
 const REPEATS: u32 = 2;
@@ -27,9 +26,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// All connections to one server.
 pub(super) struct Link {
     info: ConnectionInfo,
-    config: AsyncConnectionConfig,
     address: String,
-    patience: Duration,
+    connect_timeout: Duration,
+    response_timeout: Duration,
     databases: Mutex<HashMap<u16, Arc<Database>>>,
 }
 
@@ -37,23 +36,17 @@ pub(super) struct Link {
 pub(super) struct Database {
     /// Host, port and database; what errors call it.
     pub(super) server: String,
-    client: Client,
+    address: ConnectionAddr,
     /// What a new connection says first.
     greeting: Vec<Cmd>,
-    config: AsyncConnectionConfig,
-    patience: Duration,
-    shared: tokio::sync::Mutex<Shared>,
-    idle: Mutex<Vec<MultiplexedConnection>>,
+    connect_timeout: Duration,
+    response_timeout: Duration,
+    idle: Mutex<Vec<Wire>>,
     lanes: Semaphore,
-}
-
-#[derive(Default)]
-struct Shared {
-    connection: Option<MultiplexedConnection>,
-    /// Counts connections, so that of many callers that see one die only the first throws it away.
-    number: u64,
     /// The server was there a moment ago, so it is worth waiting for it to come back.
-    met: bool,
+    met: AtomicBool,
+    /// Held while waiting for it, so that of many callers one knocks.
+    knocking: tokio::sync::Mutex<()>,
 }
 
 /// Whether a request may be sent again when nobody knows whether the server has seen it.
@@ -67,8 +60,8 @@ pub(super) enum Repeat {
 
 /// A connection that is ours alone until it is given back. Dropped instead, it is closed, and its `WATCH`es with it.
 pub(super) struct Lane<'a> {
-    pub(super) database: &'a Database,
-    connection: MultiplexedConnection,
+    database: &'a Database,
+    wire: Wire,
     _permit: SemaphorePermit<'a>,
 }
 
@@ -91,12 +84,8 @@ impl Link {
             ConnectionAddr::Unix(path) => path.display().to_string(),
             _ => "REDIS_URL".to_owned(),
         };
-        let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(settings.connect_timeout))
-            .set_response_timeout(Some(settings.response_timeout));
-        let info = info.set_tcp_settings(tcp);
-        Ok(Self { info, config, address, patience: settings.connect_timeout, databases: Mutex::default() })
+        let (connect_timeout, response_timeout) = (settings.connect_timeout, settings.response_timeout);
+        Ok(Self { info, address, connect_timeout, response_timeout, databases: Mutex::default() })
     }
 
     /// The database that the URL names.
@@ -115,11 +104,6 @@ impl Link {
             return Ok(Arc::clone(database));
         }
         let server = format!("{}/{number}", self.address);
-        // We say AUTH and SELECT ourselves: the client keeps Redis's reasons to itself, so that "too many clients" would
-        // look like a wrong password.
-        let silent = RedisConnectionInfo::default().set_skip_set_lib_name();
-        let client = Client::open(self.info.clone().set_redis_settings(silent))
-            .map_err(|error| errors::from_client(&server, &error))?;
         let mut greeting = Vec::new();
         if let Some(password) = self.info.redis_settings().password() {
             let mut auth = cmd("AUTH");
@@ -134,13 +118,14 @@ impl Link {
         greeting.push(cmd("PING"));
         let database = Arc::new(Database {
             server,
-            client,
+            address: self.info.addr().clone(),
             greeting,
-            config: self.config.clone(),
-            patience: self.patience,
-            shared: tokio::sync::Mutex::default(),
+            connect_timeout: self.connect_timeout,
+            response_timeout: self.response_timeout,
             idle: Mutex::default(),
             lanes: Semaphore::new(LANES),
+            met: AtomicBool::new(false),
+            knocking: tokio::sync::Mutex::default(),
         });
         databases.insert(number, Arc::clone(&database));
         Ok(database)
@@ -150,21 +135,12 @@ impl Link {
 impl Database {
     /// Sends commands in one go. The answers may be errors of the server, each in its place.
     pub(super) async fn send(&self, commands: &Pipeline, repeat: Repeat) -> Result<Vec<Value>, CacheError> {
-        let mut repeats = if repeat == Repeat::Harmless { REPEATS } else { 0 };
-        loop {
-            let (mut connection, number) = self.shared().await?;
-            match connection.send_packed_commands(commands, 0, commands.len()).await {
-                Ok(answers) => return Ok(answers),
-                Err(error) => {
-                    self.forget(number).await;
-                    // A server that is too slow gets no second request on top of the first.
-                    if repeats == 0 || error.is_timeout() || !error.is_connection_dropped() {
-                        return Err(errors::from_client(&self.server, &error));
-                    }
-                    repeats -= 1;
-                }
-            }
-        }
+        self.exchange(&commands.get_packed_pipeline(), commands.len(), repeat).await
+    }
+
+    /// The same, for very many commands.
+    pub(super) async fn send_many(&self, commands: &Commands, repeat: Repeat) -> Result<Vec<Value>, CacheError> {
+        self.exchange(commands.as_bytes(), commands.len(), repeat).await
     }
 
     /// Sends commands, none of which may fail.
@@ -180,9 +156,8 @@ impl Database {
 
     /// Sends one command; the answer may be an error of the server.
     pub(super) async fn send_one(&self, command: Cmd, repeat: Repeat) -> Result<Value, CacheError> {
-        let mut commands = Pipeline::with_capacity(1);
-        commands.add_command(command);
-        Ok(self.send(&commands, repeat).await?.pop().unwrap_or(Value::Nil))
+        let answers = self.exchange(&command.get_packed_command(), 1, repeat).await?;
+        Ok(answers.into_iter().next().unwrap_or(Value::Nil))
     }
 
     /// Sends one command that must not fail and that may be repeated.
@@ -193,28 +168,46 @@ impl Database {
         }
     }
 
+    /// Sends commands that are in Redis's own form already.
+    async fn exchange(&self, commands: &[u8], answers: usize, repeat: Repeat) -> Result<Vec<Value>, CacheError> {
+        let mut repeats = if repeat == Repeat::Harmless { REPEATS } else { 0 };
+        loop {
+            let mut lane = self.lane().await?;
+            match lane.exchange(commands, answers).await {
+                Ok(answers) => {
+                    lane.give_back();
+                    return Ok(answers);
+                }
+                Err(error) => {
+                    drop(lane);
+                    self.forget_idle();
+                    // A server that is too slow gets no second request on top of the first.
+                    if repeats == 0 || error.is_timeout() || !error.is_connection_dropped() {
+                        return Err(errors::from_client(&self.server, &error));
+                    }
+                    repeats -= 1;
+                }
+            }
+        }
+    }
+
     /// Lends a connection.
     pub(super) async fn lane(&self) -> Result<Lane<'_>, CacheError> {
         let permit = self.lanes.acquire().await.expect("nobody closes the semaphore");
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => {
-                // Through the shared one, which knows whether waiting is worth it.
-                self.shared().await?;
-                self.connect().await?
-            }
+        let alive = idle.and_then(Wire::if_alive);
+        let wire = match alive {
+            Some(wire) => wire,
+            None => self.knock().await?,
         };
-        Ok(Lane { database: self, connection, _permit: permit })
+        Ok(Lane { database: self, wire, _permit: permit })
     }
 
-    async fn shared(&self) -> Result<(MultiplexedConnection, u64), CacheError> {
-        // Held while connecting, so that many callers make one connection.
-        let mut shared = self.shared.lock().await;
-        if let Some(connection) = &shared.connection {
-            return Ok((connection.clone(), shared.number));
-        }
-        let deadline = Instant::now() + if shared.met { self.patience } else { Duration::ZERO };
+    /// Connects; waits a while for a server that was there a moment ago.
+    async fn knock(&self) -> Result<Wire, CacheError> {
+        let _turn = self.knocking.lock().await;
+        let patience = if self.met.load(Ordering::Relaxed) { self.connect_timeout } else { Duration::ZERO };
+        let deadline = Instant::now() + patience;
         let mut pause = FIRST_PAUSE;
         let outcome = loop {
             match self.connect().await {
@@ -225,19 +218,8 @@ impl Database {
                 outcome => break outcome,
             }
         };
-        shared.met = outcome.is_ok();
-        let connection = outcome?;
-        shared.number += 1;
-        shared.connection = Some(connection.clone());
-        Ok((connection, shared.number))
-    }
-
-    async fn forget(&self, number: u64) {
-        let mut shared = self.shared.lock().await;
-        if shared.number == number {
-            shared.connection = None;
-            self.forget_idle();
-        }
+        self.met.store(outcome.is_ok(), Ordering::Relaxed);
+        outcome
     }
 
     /// Closes the connections that wait to be lent out: where one was dead, the others probably are.
@@ -245,13 +227,12 @@ impl Database {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, CacheError> {
-        let made = self.client.get_multiplexed_async_connection_with_config(&self.config).await;
-        let mut connection = made.map_err(|error| errors::from_client(&self.server, &error))?;
+    async fn connect(&self) -> Result<Wire, CacheError> {
+        let made = Wire::connect(&self.address, self.connect_timeout, self.response_timeout).await;
+        let mut wire = made.map_err(|error| errors::from_client(&self.server, &error))?;
         // A Redis that wants another password, has no such database, still loads its data, or is no Redis at all says so here.
-        // One by one: the client tells what it could not read only where it was one command that was asked.
         for command in &self.greeting {
-            match connection.send_packed_command(command).await {
+            match wire.exchange(&command.get_packed_command(), 1).await.map(|mut answers| answers.remove(0)) {
                 Ok(Value::Okay) => {}
                 Ok(Value::SimpleString(pong)) if pong == "PONG" => {}
                 Ok(Value::ServerError(error)) => return Err(errors::from_server(&self.server, &error)),
@@ -259,18 +240,27 @@ impl Database {
                 Err(error) => return Err(errors::from_client(&self.server, &error)),
             }
         }
-        Ok(connection)
+        Ok(wire)
     }
 }
 
 impl Lane<'_> {
-    /// Sends commands in one go. The answers may be errors of the server. After an error the lane must be dropped.
-    pub(super) async fn send(&mut self, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
-        self.connection.send_packed_commands(commands, 0, commands.len()).await
-    }
-
     /// Gives the connection back. Nothing may be watched on it any more.
     pub(super) fn give_back(self) {
-        self.database.idle.lock().unwrap_or_else(PoisonError::into_inner).push(self.connection);
+        self.database.idle.lock().unwrap_or_else(PoisonError::into_inner).extend(self.wire.rested());
+    }
+}
+
+impl Deref for Lane<'_> {
+    type Target = Wire;
+
+    fn deref(&self) -> &Wire {
+        &self.wire
+    }
+}
+
+impl DerefMut for Lane<'_> {
+    fn deref_mut(&mut self) -> &mut Wire {
+        &mut self.wire
     }
 }

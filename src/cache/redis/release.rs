@@ -8,19 +8,21 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use ::redis::{Pipeline, RedisError, Value};
+use ::redis::{RedisError, Value};
 use futures_util::future::try_join;
 
 use super::link::{Database, Lane};
 use super::names::{self, Names, bytes, number};
+use super::wire::Commands;
 use super::{errors, read, script};
 use crate::cache::{AfterUpload, CacheError, Digest, Lease, Released, Stored};
 
-/// `WATCH` compares each key with all that the connection watches already, so its cost grows with the square of this.
-/// Measured for 940-byte records: 32 take Redis 4.0 µs a record, 64 take it 5.2 µs.
-const CHUNK: usize = 32;
+/// `WATCH` compares each key with all that the connection watches already, so its cost grows with the square of this, and that
+/// of a round trip shrinks. Measured for 940-byte records, in µs of Redis's time for each: 8.4 for chunks of 8, 4.2 of 32,
+/// 3.2 of 96, 3.3 of 128, 3.4 of 192, 4.9 of 256.
+const CHUNK: usize = 64;
 /// The piece of a value that is fetched together with those of its chunk; longer ones are fetched alone.
-const PIECE: u64 = 65_536;
+const PIECE: u64 = 16_384;
 /// How often a single key is tried that somebody touches again and again.
 const TRIES: u32 = 8;
 /// How often a lane that turns out to be dead is replaced.
@@ -88,16 +90,16 @@ impl Work<'_> {
         let mut lane = self.database.lane().await?;
         let mut lanes_lost = 0;
         let mut compared: Option<Compared> = None;
+        let mut refused = Vec::new();
         loop {
             let next = self.chunks().pop_front();
             if compared.is_none() && next.is_none() {
-                lane.give_back();
-                return Ok(tally);
+                break;
             }
             match self.step(&mut lane, compared.as_ref(), next.as_ref()).await {
                 Ok((verdict, now_compared)) => {
                     if let Some(compared) = compared.take() {
-                        self.settle(compared, verdict, &mut tally).await?;
+                        refused.extend(self.settle(compared, verdict, &mut tally));
                     }
                     compared = next.zip(now_compared).map(|(chunk, found)| Compared { chunk, ..found });
                 }
@@ -116,6 +118,11 @@ impl Work<'_> {
                 }
             }
         }
+        lane.give_back();
+        for range in refused {
+            self.send_back(range, &mut tally).await?;
+        }
+        Ok(tally)
     }
 
     /// One round trip: deletes what `compared` found equal, and compares `next`.
@@ -125,7 +132,7 @@ impl Work<'_> {
         compared: Option<&Compared>,
         next: Option<&Chunk>,
     ) -> Result<(Verdict, Option<Compared>), Trouble> {
-        let mut commands = Pipeline::with_capacity(3 * CHUNK);
+        let mut commands = Commands::default();
         if let Some(compared) = compared {
             self.commit(compared, &mut commands);
         }
@@ -143,20 +150,16 @@ impl Work<'_> {
         Ok((verdict, found))
     }
 
-    fn look(&self, chunk: &Chunk, commands: &mut Pipeline) {
+    fn look(&self, chunk: &Chunk, commands: &mut Commands) {
         let records = &self.records[chunk.range.clone()];
-        commands.cmd("WATCH").arg(&self.names.lease);
-        for (key, _) in records {
-            commands.arg(*key);
-        }
-        commands.cmd("GET").arg(&self.names.lease);
-        for (key, _) in records {
-            commands.add_command(read::head(key, PIECE));
-        }
+        commands.begin(records.len() + 2);
+        commands.word("WATCH");
+        commands.word(&self.names.lease);
+        records.iter().for_each(|(key, _)| commands.word(key));
+        commands.add(&["GET", &self.names.lease]);
+        read::heads(commands, records.iter().map(|(key, _)| *key), PIECE);
         if self.after == AfterUpload::Keep {
-            for (key, _) in records {
-                commands.cmd("PTTL").arg(*key);
-            }
+            records.iter().for_each(|(key, _)| commands.add(&["PTTL", key]));
         }
     }
 
@@ -203,36 +206,39 @@ impl Work<'_> {
 
     /// The whole of a long value. It is watched, so it is the one whose piece came.
     async fn whole(&self, lane: &mut Lane<'_>, key: &str) -> Result<bytes::Bytes, Trouble> {
-        let mut commands = Pipeline::with_capacity(1);
-        commands.cmd("GET").arg(key);
+        let mut commands = Commands::default();
+        commands.add(&["GET", key]);
         Ok(lane.send(&commands).await?.pop().and_then(bytes).unwrap_or_default())
     }
 
-    fn commit(&self, compared: &Compared, commands: &mut Pipeline) {
+    fn commit(&self, compared: &Compared, commands: &mut Commands) {
         if compared.equal.is_empty() {
-            commands.cmd("UNWATCH");
+            commands.add(&["UNWATCH"]);
             return;
         }
-        commands.cmd("MULTI");
+        commands.add(&["MULTI"]);
         match self.after {
             AfterUpload::Delete => {
-                commands.cmd("UNLINK");
-                for (position, _) in &compared.equal {
-                    commands.arg(self.records[*position].0);
-                }
+                commands.begin(compared.equal.len() + 1);
+                commands.word("UNLINK");
+                compared.equal.iter().for_each(|(position, _)| commands.word(self.records[*position].0));
             }
             AfterUpload::Keep => {
                 let prefix = names::sent(&self.lease.queue);
                 for (position, life) in &compared.equal {
                     let (key, digest) = self.records[*position];
-                    commands.cmd("SET").arg(format!("{prefix}{key}")).arg(&digest.0[..]);
+                    commands.begin(if *life > 0 { 5 } else { 3 });
+                    commands.word("SET");
+                    commands.word(format!("{prefix}{key}"));
+                    commands.word(digest.0);
                     if *life > 0 {
-                        commands.arg("PX").arg(*life);
+                        commands.word("PX");
+                        commands.word(life.to_string());
                     }
                 }
             }
         }
-        commands.cmd("EXEC");
+        commands.add(&["EXEC"]);
     }
 
     fn verdict(&self, answers: &[Value]) -> Result<Verdict, CacheError> {
@@ -255,7 +261,8 @@ impl Work<'_> {
         }
     }
 
-    async fn settle(&self, compared: Compared, verdict: Verdict, tally: &mut Released) -> Result<(), CacheError> {
+    /// Counts a chunk, or puts it back. Answers with what a full Redis would not let go that way.
+    fn settle(&self, compared: Compared, verdict: Verdict, tally: &mut Released) -> Option<Range<usize>> {
         let Chunk { range, tries } = compared.chunk;
         match verdict {
             Verdict::Settled => {
@@ -272,9 +279,9 @@ impl Work<'_> {
             Verdict::Touched if tries < TRIES => self.chunks().push_front(Chunk { range, tries: tries + 1 }),
             // Somebody writes it all the time: it stays, and so does the entry that says so.
             Verdict::Touched => tally.rewritten += 1,
-            Verdict::TooFull => self.send_back(range, tally).await?,
+            Verdict::TooFull => return Some(range),
         }
-        Ok(())
+        None
     }
 
     /// The way for a full Redis: a script may delete where `MULTI` is refused, and compares with the values themselves.

@@ -88,7 +88,7 @@ impl Encoder<'_> {
         out.extend_from_slice(b"{\"");
         out.extend_from_slice(TIMESTAMP.as_bytes());
         out.extend_from_slice(b"\":\"");
-        out.extend_from_slice(timestamp::canonical(at).as_bytes());
+        timestamp::write(at, out);
         out.extend_from_slice(b"\",\"");
         out.extend_from_slice(BODY.as_bytes());
         out.extend_from_slice(b"\":");
@@ -257,7 +257,7 @@ fn unreadable(text: &str, error: &serde_json::Error) -> Rejection {
 
 /// JSON on one line. Raw line breaks can only stand between tokens, where a space says the same.
 fn one_line(json: &str) -> Cow<'_, str> {
-    if json.bytes().any(|c| c == b'\n' || c == b'\r') {
+    if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_some() {
         Cow::Owned(json.replace(['\n', '\r'], " "))
     } else {
         Cow::Borrowed(json)

@@ -18,7 +18,7 @@ use crate::cache::{AfterUpload, CacheError, Digest, Lease, Mark, Stored, Uploade
 /// Entries asked for at a time: moving 1,000 keeps Redis busy for less than a millisecond.
 const STRETCH: u32 = 1_000;
 /// Bytes of values asked for at a time; a few stretches are in memory at once.
-const STRETCH_BYTES: u64 = 1_000_000;
+const STRETCH_BYTES: u64 = 2_000_000;
 
 /// Gives out a batch's entries, stretch by stretch.
 pub(super) struct Source {

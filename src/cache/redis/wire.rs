@@ -1,0 +1,348 @@
+//! One connection to a Redis, used by one caller at a time.
+//!
+//! Commands, values, errors and the address are the `redis` crate's; why the connection is ours is in
+//! docs/decisions/5-own-redis-connections.md.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::{ConnectionAddr, ErrorKind, RedisError, Value, parse_redis_value};
+use futures_util::FutureExt;
+use futures_util::future::select_ok;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// How much is read at a time. More means fewer system calls, of which Redis and we both have to make one for each.
+const BUFFER: usize = 1 << 16;
+/// The longest wait for a server to begin with TLS.
+const GREETING: Duration = Duration::from_secs(3);
+const NO_TLS: &str = "no answer to the TLS greeting; if the server speaks no TLS, REDIS_URL must begin with redis://";
+/// The longest string of Redis (`proto-max-bulk-len`), and more than any list that we ask for: what announces more is no Redis.
+const LONGEST: usize = 512 << 20;
+/// Lists within lists that an answer may have.
+const DEEPEST: u8 = 8;
+
+trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for S {}
+
+/// What an answer begins with.
+enum Item {
+    /// All of it.
+    Value(Value),
+    /// A list of so many.
+    List(usize),
+}
+
+/// Many commands, in the form that Redis reads (RESP2).
+#[derive(Default)]
+pub(super) struct Commands {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Commands {
+    /// Begins a command of so many words, which are to follow.
+    pub(super) fn begin(&mut self, words: usize) {
+        self.count += 1;
+        self.head(b'*', words);
+    }
+
+    /// Adds a word of the command that was begun.
+    pub(super) fn word(&mut self, word: impl AsRef<[u8]>) {
+        let word = word.as_ref();
+        self.head(b'$', word.len());
+        self.bytes.extend_from_slice(word);
+        self.bytes.extend_from_slice(b"\r\n");
+    }
+
+    /// Adds a whole command.
+    pub(super) fn add(&mut self, words: &[&str]) {
+        self.begin(words.len());
+        words.iter().for_each(|word| self.word(word));
+    }
+
+    /// What is sent.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many commands there are, and answers there will be.
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    fn head(&mut self, kind: u8, number: usize) {
+        self.bytes.push(kind);
+        self.bytes.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        self.bytes.extend_from_slice(b"\r\n");
+    }
+}
+
+/// A connection.
+pub(super) struct Wire {
+    stream: Box<dyn Stream>,
+    patience: Duration,
+    /// Bytes that have come; those before `at` are parsed.
+    buffer: Vec<u8>,
+    at: usize,
+}
+
+impl Wire {
+    /// Connects. `patience` is the longest wait for an answer.
+    pub(super) async fn connect(
+        address: &ConnectionAddr,
+        within: Duration,
+        patience: Duration,
+    ) -> Result<Self, RedisError> {
+        let stream = timeout(within, open(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        Ok(Self { stream, patience, buffer: Vec::with_capacity(BUFFER), at: 0 })
+    }
+
+    /// The connection, unless the other side has hung up.
+    pub(super) fn if_alive(mut self) -> Option<Self> {
+        // Nothing may come while nothing was asked for: bytes are as bad a sign as the end of them.
+        self.stream.read_buf(&mut self.buffer).now_or_never().is_none().then_some(self)
+    }
+
+    /// Sends commands in one go and waits for all answers, each in its place; an error of the server is one. After any other
+    /// error the connection is of no more use.
+    pub(super) async fn send(&mut self, commands: &Commands) -> Result<Vec<Value>, RedisError> {
+        self.exchange(&commands.bytes, commands.count).await
+    }
+
+    /// The same, for commands that were written elsewhere.
+    pub(super) async fn exchange(&mut self, commands: &[u8], answers: usize) -> Result<Vec<Value>, RedisError> {
+        let patience = self.patience;
+        let exchange = async {
+            self.stream.write_all(commands).await?;
+            self.stream.flush().await?;
+            let mut values = Vec::with_capacity(answers);
+            for _ in 0..answers {
+                values.push(self.value().await?);
+            }
+            Ok(values)
+        };
+        timeout(patience, exchange).await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+    }
+
+    async fn value(&mut self) -> Result<Value, RedisError> {
+        match self.item().await? {
+            Item::Value(value) => Ok(value),
+            Item::List(length) => self.list(length, 1).await,
+        }
+    }
+
+    async fn list(&mut self, length: usize, depth: u8) -> Result<Value, RedisError> {
+        if depth > DEEPEST {
+            return Err(unreadable(b"lists within lists"));
+        }
+        let mut values = Vec::with_capacity(length.min(BUFFER));
+        for _ in 0..length {
+            values.push(match self.item().await? {
+                Item::Value(value) => value,
+                Item::List(length) => Box::pin(self.list(length, depth + 1)).await?,
+            });
+        }
+        Ok(Value::Array(values))
+    }
+
+    async fn item(&mut self) -> Result<Item, RedisError> {
+        let line = self.line().await?;
+        let text = &self.buffer[line];
+        Ok(match text {
+            [b'$', length @ ..] => match number(length)? {
+                None => Item::Value(Value::Nil),
+                Some(length) => {
+                    let string = self.take(length + 2).await?;
+                    let Some(string) = self.buffer[string].strip_suffix(b"\r\n") else {
+                        return Err(unreadable(b"a string that is longer than announced"));
+                    };
+                    Item::Value(Value::BulkString(string.to_vec()))
+                }
+            },
+            [b'*', length @ ..] => number(length)?.map_or(Item::Value(Value::Nil), Item::List),
+            b"+OK" => Item::Value(Value::Okay),
+            // A number, a status or an error: short, and read by the crate.
+            [b':' | b'+' | b'-', ..] => Item::Value(parse_redis_value(&[text, b"\r\n"].concat())?),
+            _ => return Err(unreadable(text)),
+        })
+    }
+
+    /// The next line, which has at least one byte; its end is not part of it.
+    async fn line(&mut self) -> Result<std::ops::Range<usize>, RedisError> {
+        let mut seen = 0;
+        loop {
+            // No answer has a line feed within a line.
+            if let Some(end) = self.buffer[self.at + seen..].iter().position(|byte| *byte == b'\n') {
+                let line = self.at..(self.at + seen + end).saturating_sub(1);
+                self.at += seen + end + 1;
+                if line.is_empty() || self.buffer[line.end] != b'\r' {
+                    return Err(unreadable(&self.buffer[line.start..self.at]));
+                }
+                return Ok(line);
+            }
+            seen = self.buffer.len() - self.at;
+            if seen > BUFFER {
+                return Err(unreadable(&self.buffer[self.at..]));
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The next `length` bytes.
+    async fn take(&mut self, length: usize) -> Result<std::ops::Range<usize>, RedisError> {
+        while self.buffer.len() - self.at < length {
+            self.fill().await?;
+        }
+        self.at += length;
+        Ok(self.at - length..self.at)
+    }
+
+    /// Waits for more bytes. What is not parsed yet moves to the front, and the room doubles if that fills it.
+    async fn fill(&mut self) -> Result<(), RedisError> {
+        self.buffer.drain(..self.at);
+        self.at = 0;
+        if self.buffer.len() == self.buffer.capacity() {
+            self.buffer.reserve(self.buffer.len().max(BUFFER));
+        }
+        match self.stream.read_buf(&mut self.buffer).await? {
+            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The connection, ready for the next caller and without the room that a long answer took. None if more has come than was
+    /// asked for: nobody could tell which the next answer is.
+    pub(super) fn rested(mut self) -> Option<Self> {
+        self.buffer.drain(..self.at);
+        self.at = 0;
+        self.buffer.shrink_to(BUFFER);
+        self.buffer.is_empty().then_some(self)
+    }
+}
+
+async fn open(address: &ConnectionAddr) -> io::Result<Box<dyn Stream>> {
+    Ok(match address {
+        ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
+        ConnectionAddr::TcpTls { host, port, .. } => {
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let authorities = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+            let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+            let config = config.map_err(io::Error::other)?.with_root_certificates(authorities).with_no_client_auth();
+            let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+            let stream = tcp(host, *port).await?;
+            // A Redis without TLS waits for the end of a line that never comes.
+            let greeting = timeout(GREETING, TlsConnector::from(Arc::new(config)).connect(name, stream)).await;
+            let silent = || io::Error::new(io::ErrorKind::TimedOut, NO_TLS);
+            Box::new(greeting.unwrap_or_else(|_| Err(silent()))?)
+        }
+        ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        _ => return Err(io::Error::from(io::ErrorKind::Unsupported)),
+    })
+}
+
+/// Tries all addresses of a host at once: of its IPv4 and IPv6 one may lead nowhere.
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let tries: Vec<_> = lookup_host((host, port)).await?.map(|address| Box::pin(TcpStream::connect(address))).collect();
+    if tries.is_empty() {
+        return Err(io::Error::other("the host has no address"));
+    }
+    let (stream, _) = select_ok(tries).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// A length of an answer; `None` for -1, which is nil.
+fn number(text: &[u8]) -> Result<Option<usize>, RedisError> {
+    if text == b"-1" {
+        return Ok(None);
+    }
+    let digit = |sum: usize, byte: &u8| {
+        let digit = byte.is_ascii_digit().then(|| usize::from(byte - b'0'))?;
+        Some(sum * 10 + digit).filter(|sum| *sum <= LONGEST)
+    };
+    match text.iter().try_fold(0, digit) {
+        Some(number) if !text.is_empty() => Ok(Some(number)),
+        _ => Err(unreadable(text)),
+    }
+}
+
+fn unreadable(text: &[u8]) -> RedisError {
+    let text = String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned();
+    (ErrorKind::Parse, "not Redis's protocol", text).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of an answer that comes in pieces of so many bytes.
+    async fn read(answer: &[u8], pieces: usize, answers: usize) -> Result<Vec<Value>, RedisError> {
+        let (ours, mut theirs) = tokio::io::duplex(pieces);
+        let answer = answer.to_vec();
+        let server = tokio::spawn(async move {
+            let mut request = [0; 14];
+            theirs.read_exact(&mut request).await.unwrap();
+            assert_eq!(&request, b"*1\r\n$4\r\nPING\r\n");
+            // The reader may have had enough before all is written.
+            let _ = theirs.write_all(&answer).await;
+        });
+        let patience = Duration::from_secs(60);
+        let mut wire = Wire { stream: Box::new(ours), patience, buffer: Vec::new(), at: 0 };
+        let mut commands = Commands::default();
+        commands.add(&["PING"]);
+        let result = wire.exchange(commands.as_bytes(), answers).await;
+        drop(wire);
+        server.await.unwrap();
+        result
+    }
+
+    fn text(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    #[tokio::test]
+    async fn answers_are_read_however_they_are_cut() {
+        let long = "x".repeat(3 * BUFFER);
+        let answer = format!(
+            "+OK\r\n:-7\r\n$-1\r\n$0\r\n\r\n*-1\r\n*3\r\n$2\r\n\r\n\r\n*1\r\n:1\r\n+PONG\r\n-WRONGTYPE no\r\n${}\r\n{long}\r\n",
+            long.len()
+        );
+        for pieces in [1, 2, 7, 1 << 20] {
+            let values = read(answer.as_bytes(), pieces, 8).await.unwrap();
+            let list = vec![text("\r\n"), Value::Array(vec![Value::Int(1)]), Value::SimpleString("PONG".to_owned())];
+            let expected = [Value::Okay, Value::Int(-7), Value::Nil, text(""), Value::Nil, Value::Array(list)];
+            assert_eq!(values[..6], expected);
+            assert!(matches!(&values[6], Value::ServerError(error) if error.code() == "WRONGTYPE"), "{:?}", values[6]);
+            assert_eq!(values[7], text(&long));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_answer_of_redis_is_said_so() {
+        let deep = "*1\r\n".repeat(40);
+        let endless = "+".repeat(3 * BUFFER);
+        for answer in [
+            "HTTP/1.1 400 Bad Request\r\n\r\n",
+            "\r\n",
+            "+OK\n",
+            "$3\r\nlonger\r\n",
+            "$99999999999999999999\r\n",
+            "$-2\r\n",
+            "$\r\n",
+            "*1e3\r\n",
+            &deep,
+            &endless,
+        ] {
+            let error = read(answer.as_bytes(), 64, 1).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Parse, "{answer:.20}: {error}");
+        }
+        let error = read(b"$10\r\nshort", 64, 1).await.unwrap_err();
+        assert!(error.is_connection_dropped(), "{error}");
+    }
+}
