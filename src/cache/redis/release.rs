@@ -22,7 +22,7 @@ use crate::cache::{AfterUpload, CacheError, Digest, Lease, Released, Stored};
 /// 3.3 of 64, 3.2 of 96, 3.3 of 128, 3.4 of 192, 4.9 of 256; a whole upload, which has more to do meanwhile, is fastest with 64.
 const CHUNK: usize = 64;
 /// The piece of a value that is fetched together with those of its chunk; longer ones are fetched alone.
-const PIECE: u64 = 16_384;
+const PIECE: u64 = 32_768;
 /// How often a single key is tried that somebody touches again and again.
 const TRIES: u32 = 8;
 /// How often a lane that turns out to be dead is replaced.
