@@ -24,6 +24,7 @@ mod sqlite;
 pub use self::redis::{RedisCache, RedisSettings};
 pub use self::sqlite::SqliteCache;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,6 +124,8 @@ pub enum Mark {
         key: Digest,
         /// The digest of what was sent.
         value: Digest,
+        /// Its length in bytes is less than two to the power of this.
+        magnitude: u8,
     },
     /// Needs no row: named twice in the batch, uploaded before, or kept as a dead letter.
     Settled,
@@ -131,14 +134,14 @@ pub enum Mark {
 }
 
 impl Mark {
-    /// Bytes of one stored mark: a tag, a table number, two digests.
+    /// Bytes of one stored mark: a tag (with the magnitude in its upper bits), a table number, two digests.
     pub const SIZE: usize = 18;
 
     /// Appends the stored form to `out`.
     pub fn write(self, out: &mut Vec<u8>) {
         let (tag, table, key, value) = match self {
             Self::Untouched => (0, 0, Digest::default(), Digest::default()),
-            Self::Sent { table, key, value } => (1, table, key, value),
+            Self::Sent { table, key, value, magnitude } => (1 | magnitude << 2, table, key, value),
             Self::Settled => (2, 0, Digest::default(), Digest::default()),
             Self::Unsettled => (3, 0, Digest::default(), Digest::default()),
         };
@@ -150,8 +153,13 @@ impl Mark {
     /// Reads stored marks; a torn last one is left out.
     pub fn read_all(bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
         let digest = |bytes: &[u8]| Digest(bytes.try_into().expect("a chunk is SIZE bytes"));
-        bytes.chunks_exact(Self::SIZE).map(move |mark| match mark[0] {
-            1 => Self::Sent { table: mark[1], key: digest(&mark[2..10]), value: digest(&mark[10..]) },
+        bytes.chunks_exact(Self::SIZE).map(move |mark| match mark[0] & 3 {
+            1 => Self::Sent {
+                table: mark[1],
+                key: digest(&mark[2..10]),
+                value: digest(&mark[10..]),
+                magnitude: mark[0] >> 2,
+            },
             2 => Self::Settled,
             3 => Self::Unsettled,
             _ => Self::Untouched,
@@ -188,6 +196,29 @@ pub struct Reading {
     pub note: String,
 }
 
+/// A record whose row is in the warehouse.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent<'a> {
+    /// Its key.
+    pub key: Cow<'a, str>,
+    /// The digest of the value that was sent.
+    pub value: Digest,
+    /// That value's length in bytes is less than two to the power of this.
+    pub magnitude: u8,
+}
+
+impl<'a> Sent<'a> {
+    /// The record with this value.
+    pub fn of(key: &'a str, value: &[u8]) -> Self {
+        Self { key: key.into(), value: Digest::of(value), magnitude: magnitude(value) }
+    }
+}
+
+/// The power of two that a value's length in bytes is just less than; 63 for all that are longer still.
+pub fn magnitude(value: &[u8]) -> u8 {
+    u8::try_from(usize::BITS - value.len().leading_zeros()).map_or(63, |bits| bits.min(63))
+}
+
 /// What became of the records of a chunk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Released {
@@ -195,7 +226,7 @@ pub struct Released {
     pub done: u64,
     /// Were rewritten since they were read: left alone, their own queue entry brings them next time.
     pub rewritten: u64,
-    /// Were gone already.
+    /// Were gone already, or are no strings any more.
     pub gone: u64,
 }
 
@@ -298,14 +329,9 @@ pub trait UploadCache: Send + Sync + 'static {
     /// The positions that were buried, in order.
     async fn buried(&self, lease: &Lease) -> Result<Vec<u32>, CacheError>;
 
-    /// For each record: if it still holds the value with this digest, deletes it or, under [`AfterUpload::Keep`], remembers
-    /// (for as long as the record lives) that this digest was sent. The comparison and the deletion are one atomic step.
-    async fn release(
-        &self,
-        lease: &Lease,
-        records: &[(&str, Digest)],
-        after: AfterUpload,
-    ) -> Result<Released, CacheError>;
+    /// For each record: if it still holds the value that was sent, deletes it or, under [`AfterUpload::Keep`], remembers
+    /// (for as long as the record lives) the digest of what was sent. The comparison and the deletion are one atomic step.
+    async fn release(&self, lease: &Lease, records: &[Sent<'_>], after: AfterUpload) -> Result<Released, CacheError>;
 
     /// For each key: whether a sealed reading of the last two days sent a record under it. Tells an entry whose record an
     /// earlier entry already brought from one whose record expired. Looks through the marks of all those readings, newest

@@ -14,16 +14,17 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{Cmd, Pipeline, Value, cmd};
+use ::redis::{Cmd, Pipeline, cmd};
 use async_trait::async_trait;
 use bytes::Bytes;
 use secrecy::SecretString;
 
 use self::link::{Database, Link, Repeat};
 use self::names::{Names, bytes, members, millis, number, text};
+use self::wire::Answer;
 use super::{
     AfterUpload, CLAIM_LIMIT, CacheError, Digest, FINISHED_FOR, Inflight, Lease, Mark, Produced, QueueRef, Reading,
-    Released, Rival, Stored, UPLOADED_FOR, UploadCache, Uploaded,
+    Released, Rival, Sent, Stored, UPLOADED_FOR, UploadCache, Uploaded,
 };
 
 /// Entries, positions or records in one command, where there may be many: small enough for Lua's stack and Redis's clients.
@@ -252,12 +253,7 @@ impl UploadCache for RedisCache {
         Ok(positions)
     }
 
-    async fn release(
-        &self,
-        lease: &Lease,
-        records: &[(&str, Digest)],
-        after: AfterUpload,
-    ) -> Result<Released, CacheError> {
+    async fn release(&self, lease: &Lease, records: &[Sent<'_>], after: AfterUpload) -> Result<Released, CacheError> {
         release::release(&*self.link.database(lease.queue.database)?, lease, records, after).await
     }
 
@@ -274,7 +270,7 @@ impl UploadCache for RedisCache {
             for key in some {
                 command.arg(format!("{prefix}{key}"));
             }
-            let Value::Array(values) = database.ask_one(command).await? else {
+            let Answer::List(values) = database.ask_one(command).await? else {
                 return Err(errors::not_a_redis(&database.server, "MGET without a list"));
             };
             digests.extend(values.into_iter().map(|value| bytes(value)?[..].try_into().ok().map(Digest)));
@@ -336,7 +332,7 @@ impl UploadCache for RedisCache {
         let database = self.link.database(queue.database)?;
         let answers = database.ask(&commands, Repeat::Never).await?;
         match answers.last() {
-            Some(Value::Array(done)) => match done.iter().find_map(as_error) {
+            Some(Answer::List(done)) => match done.iter().find_map(as_error) {
                 Some(error) => Err(errors::from_server(&database.server, error)),
                 None => Ok(()),
             },
@@ -366,8 +362,8 @@ fn with(name: &str, key: &str) -> Cmd {
     command
 }
 
-fn as_error(answer: &Value) -> Option<&::redis::ServerError> {
-    if let Value::ServerError(error) = answer { Some(error) } else { None }
+fn as_error(answer: &Answer) -> Option<&::redis::ServerError> {
+    if let Answer::Error(error) = answer { Some(error) } else { None }
 }
 
 /// Tells a call from every other, so that a script knows one that is sent again because its answer got lost.

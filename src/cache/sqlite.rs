@@ -17,7 +17,7 @@ use self::file::{File, millis};
 use self::steps::{append_entries, insert_batch, push, settle};
 use super::{
     AfterUpload, CLAIM_LIMIT, CacheError, Digest, Inflight, Lease, Mark, Produced, QueueRef, Reading, Released, Rival,
-    Stored, UploadCache, Uploaded,
+    Sent, Stored, UploadCache, Uploaded,
 };
 use crate::clock::Clock;
 
@@ -314,28 +314,23 @@ impl UploadCache for SqliteCache {
         Ok(ask!(self.file, query, fetch_all, self.file.pool()))
     }
 
-    async fn release(
-        &self,
-        lease: &Lease,
-        records: &[(&str, Digest)],
-        after: AfterUpload,
-    ) -> Result<Released, CacheError> {
+    async fn release(&self, lease: &Lease, records: &[Sent<'_>], after: AfterUpload) -> Result<Released, CacheError> {
         let mut change = self.file.change().await?;
         change.hold(lease).await?;
         let mut released = Released::default();
-        for (key, digest) in records {
+        for Sent { key, value: sent, .. } in records {
             let query = sqlx::query_as(
                 "SELECT value, expires_at FROM records WHERE database = ? AND key = ? AND expires_at > ?",
             )
             .bind(lease.queue.database)
-            .bind(*key)
+            .bind(&**key)
             .bind(change.now);
             let found: Option<(Vec<u8>, i64)> = ask!(self.file, query, fetch_optional, &mut *change.tx);
             match found {
                 None => released.gone += 1,
-                Some((value, _)) if Digest::of(&value) != *digest => released.rewritten += 1,
+                Some((value, _)) if Digest::of(&value) != *sent => released.rewritten += 1,
                 Some((_, expires_at)) => {
-                    settle(&mut change, lease, key, *digest, after, expires_at).await?;
+                    settle(&mut change, lease, key, *sent, after, expires_at).await?;
                     released.done += 1;
                 }
             }

@@ -7,6 +7,7 @@
 
 mod acknowledge;
 mod batch;
+mod claims;
 mod entry;
 mod failpoint;
 mod gzip;

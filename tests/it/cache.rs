@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lamplighter::cache::{
-    Digest, Lease, Mark, Produced, QueueRef, RedisCache, RedisSettings, SharedCache, SqliteCache, UploadCache,
+    Digest, Lease, Mark, Produced, QueueRef, RedisCache, RedisSettings, Sent, SharedCache, SqliteCache, UploadCache,
 };
 use lamplighter::clock::TestClock;
 use tempfile::TempDir;
@@ -122,6 +122,17 @@ fn sent(value: &str) -> Digest {
     Digest::of(value.as_bytes())
 }
 
+/// A record that a load brought with this value.
+fn row<'k>(key: &'k str, value: &str) -> Sent<'k> {
+    Sent::of(key, value.as_bytes())
+}
+
+/// What [`fill`] put in, as a load that brought it.
+fn rows(count: usize) -> Vec<Sent<'static>> {
+    let row = |n| Sent { key: format!("tx:{n}").into(), ..row("", &format!("{{\"n\":{n}}}")) };
+    (0..count).map(row).collect()
+}
+
 /// Claims one entry into a batch of its own; the queue must hold one.
 async fn claim_one(cache: &dyn UploadCache, owner: &str) -> Lease {
     let lease = lease(owner);
@@ -131,7 +142,7 @@ async fn claim_one(cache: &dyn UploadCache, owner: &str) -> Lease {
 
 /// The mark of a record that was sent.
 fn mark(key: &str, value: &str) -> Mark {
-    Mark::Sent { table: 0, key: sent(key), value: sent(value) }
+    Mark::Sent { table: 0, key: sent(key), value: sent(value), magnitude: 5 }
 }
 
 /// Makes a reading of a batch that sends the records under these keys; it is not sealed yet.

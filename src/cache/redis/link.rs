@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::redis::{Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, Value, cmd};
+use ::redis::{Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, cmd};
 use secrecy::ExposeSecret;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
-use super::wire::{Commands, Wire};
+use super::read::Pace;
+use super::wire::{Answer, Commands, Keep, Wire};
 use super::{RedisSettings, errors};
 use crate::cache::CacheError;
 
@@ -42,6 +43,8 @@ pub(super) struct Database {
     connect_timeout: Duration,
     response_timeout: Duration,
     idle: Mutex<Vec<Wire>>,
+    /// How many records are asked for at a time.
+    pub(super) pace: Pace,
     lanes: Semaphore,
     /// The server was there a moment ago, so it is worth waiting for it to come back.
     met: AtomicBool,
@@ -123,6 +126,7 @@ impl Link {
             connect_timeout: self.connect_timeout,
             response_timeout: self.response_timeout,
             idle: Mutex::default(),
+            pace: Pace::default(),
             lanes: Semaphore::new(LANES),
             met: AtomicBool::new(false),
             knocking: tokio::sync::Mutex::default(),
@@ -134,20 +138,20 @@ impl Link {
 
 impl Database {
     /// Sends commands in one go. The answers may be errors of the server, each in its place.
-    pub(super) async fn send(&self, commands: &Pipeline, repeat: Repeat) -> Result<Vec<Value>, CacheError> {
-        self.exchange(&commands.get_packed_pipeline(), commands.len(), repeat).await
+    pub(super) async fn send(&self, commands: &Pipeline, repeat: Repeat) -> Result<Vec<Answer>, CacheError> {
+        self.exchange(&commands.get_packed_pipeline(), commands.len(), &mut |_| true, repeat).await
     }
 
-    /// The same, for very many commands.
-    pub(super) async fn send_many(&self, commands: &Commands, repeat: Repeat) -> Result<Vec<Value>, CacheError> {
-        self.exchange(commands.as_bytes(), commands.len(), repeat).await
+    /// Sends commands that may be repeated; of the strings in the answers, those are kept whose length `keep` agrees to.
+    pub(super) async fn send_many(&self, commands: &Commands, keep: &mut Keep<'_>) -> Result<Vec<Answer>, CacheError> {
+        self.exchange(commands.as_bytes(), commands.len(), keep, Repeat::Harmless).await
     }
 
     /// Sends commands, none of which may fail.
-    pub(super) async fn ask(&self, commands: &Pipeline, repeat: Repeat) -> Result<Vec<Value>, CacheError> {
+    pub(super) async fn ask(&self, commands: &Pipeline, repeat: Repeat) -> Result<Vec<Answer>, CacheError> {
         let answers = self.send(commands, repeat).await?;
         for answer in &answers {
-            if let Value::ServerError(error) = answer {
+            if let Answer::Error(error) = answer {
                 return Err(errors::from_server(&self.server, error));
             }
         }
@@ -155,25 +159,31 @@ impl Database {
     }
 
     /// Sends one command; the answer may be an error of the server.
-    pub(super) async fn send_one(&self, command: Cmd, repeat: Repeat) -> Result<Value, CacheError> {
-        let answers = self.exchange(&command.get_packed_command(), 1, repeat).await?;
-        Ok(answers.into_iter().next().unwrap_or(Value::Nil))
+    pub(super) async fn send_one(&self, command: Cmd, repeat: Repeat) -> Result<Answer, CacheError> {
+        let answers = self.exchange(&command.get_packed_command(), 1, &mut |_| true, repeat).await?;
+        Ok(answers.into_iter().next().unwrap_or(Answer::Nil))
     }
 
     /// Sends one command that must not fail and that may be repeated.
-    pub(super) async fn ask_one(&self, command: Cmd) -> Result<Value, CacheError> {
+    pub(super) async fn ask_one(&self, command: Cmd) -> Result<Answer, CacheError> {
         match self.send_one(command, Repeat::Harmless).await? {
-            Value::ServerError(error) => Err(errors::from_server(&self.server, &error)),
+            Answer::Error(error) => Err(errors::from_server(&self.server, &error)),
             answer => Ok(answer),
         }
     }
 
     /// Sends commands that are in Redis's own form already.
-    async fn exchange(&self, commands: &[u8], answers: usize, repeat: Repeat) -> Result<Vec<Value>, CacheError> {
+    async fn exchange(
+        &self,
+        commands: &[u8],
+        answers: usize,
+        keep: &mut Keep<'_>,
+        repeat: Repeat,
+    ) -> Result<Vec<Answer>, CacheError> {
         let mut repeats = if repeat == Repeat::Harmless { REPEATS } else { 0 };
         loop {
             let mut lane = self.lane().await?;
-            match lane.exchange(commands, answers).await {
+            match lane.exchange(commands, answers, keep).await {
                 Ok(answers) => {
                     lane.give_back();
                     return Ok(answers);
@@ -232,10 +242,14 @@ impl Database {
         let mut wire = made.map_err(|error| errors::from_client(&self.server, &error))?;
         // A Redis that wants another password, has no such database, still loads its data, or is no Redis at all says so here.
         for command in &self.greeting {
-            match wire.exchange(&command.get_packed_command(), 1).await.map(|mut answers| answers.remove(0)) {
-                Ok(Value::Okay) => {}
-                Ok(Value::SimpleString(pong)) if pong == "PONG" => {}
-                Ok(Value::ServerError(error)) => return Err(errors::from_server(&self.server, &error)),
+            match wire
+                .exchange(&command.get_packed_command(), 1, &mut |_| true)
+                .await
+                .map(|mut answers| answers.remove(0))
+            {
+                Ok(Answer::Okay) => {}
+                Ok(Answer::Text(pong)) if pong == "PONG" => {}
+                Ok(Answer::Error(error)) => return Err(errors::from_server(&self.server, &error)),
                 Ok(other) => return Err(errors::not_a_redis(&self.server, &format!("{other:?}"))),
                 Err(error) => return Err(errors::from_client(&self.server, &error)),
             }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ::redis::Value;
 use bytes::Bytes;
 
+use super::wire::Answer;
 use crate::cache::{Lease, QueueRef};
 
 /// The keys of one batch.
@@ -77,27 +77,23 @@ pub(super) fn millis(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64 / 4)
 }
 
-/// The bytes of an answer, without a copy; `None` for nil and everything that is no string.
-pub(super) fn bytes(answer: Value) -> Option<Bytes> {
-    match answer {
-        Value::BulkString(bytes) => Some(bytes.into()),
-        Value::SimpleString(text) => Some(text.into_bytes().into()),
-        _ => None,
-    }
+/// The bytes of an answer; `None` for nil and everything that is no string.
+pub(super) fn bytes(answer: Answer) -> Option<Bytes> {
+    if let Answer::Text(bytes) = answer { Some(bytes) } else { None }
 }
 
 /// The members of an answer that is a list.
-pub(super) fn members(answer: Value) -> Vec<Bytes> {
+pub(super) fn members(answer: Answer) -> Vec<Bytes> {
     match answer {
-        Value::Array(values) | Value::Set(values) => values.into_iter().filter_map(bytes).collect(),
+        Answer::List(members) => members.into_iter().filter_map(bytes).collect(),
         _ => Vec::new(),
     }
 }
 
 /// The number that an answer is; 0 for everything else.
-pub(super) fn number(answer: &Value) -> u64 {
+pub(super) fn number(answer: &Answer) -> u64 {
     match answer {
-        Value::Int(number) => u64::try_from(*number).unwrap_or_default(),
+        Answer::Number(number) => u64::try_from(*number).unwrap_or_default(),
         _ => 0,
     }
 }

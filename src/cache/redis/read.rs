@@ -1,22 +1,46 @@
-//! Reading records: a bounded piece of each first, so that no value, however long, takes more memory than was granted.
+//! Reading records, in requests that are as large as the records of a queue allow, and keeping no more of them than was granted.
 
-use ::redis::{Pipeline, Value};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ::redis::Pipeline;
 use futures_util::future::try_join_all;
 
 use super::errors;
 use super::link::{Database, Repeat};
-use super::names::{bytes, number, text};
-use super::wire::Commands;
+use super::names::{bytes, text};
+use super::wire::{Answer, Commands};
 use crate::cache::{CacheError, Stored};
 
 /// The most keys of one request: Redis answers this many in 0.3 milliseconds, and has time for others then.
 const KEYS_AT_A_TIME: usize = 250;
-/// The most keys of one call.
-const KEYS: usize = 1_000;
-/// No piece is shorter than this, or ordinary records would need a second request.
-const SHORTEST_PIECE: u64 = 4_096;
-/// Nor longer.
-const LONGEST_PIECE: u64 = 65_536;
+/// How many requests are under way at a time.
+const REQUESTS: usize = 2;
+/// Bytes of values that a request should bring.
+const REQUEST_BYTES: usize = 512 << 10;
+
+/// How many keys to ask for at a time, by the lengths of the values that came last. Redis has to hold the whole of an answer,
+/// so the first requests are small, and after long values they are small again.
+#[derive(Debug)]
+pub(super) struct Pace(AtomicUsize);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(AtomicUsize::new(8))
+    }
+}
+
+impl Pace {
+    fn keys(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// A request brought so many values, of so many bytes together.
+    fn learn(&self, values: usize, bytes: usize) {
+        let mean = bytes / values.max(1);
+        let fitting = REQUEST_BYTES / mean.max(1);
+        self.0.store(fitting.clamp(1, KEYS_AT_A_TIME.min(2 * self.keys())), Ordering::Relaxed);
+    }
+}
 
 /// See [`crate::cache::UploadCache::read`].
 pub(super) async fn read(
@@ -25,66 +49,93 @@ pub(super) async fn read(
     max_value: u64,
     max_total: u64,
 ) -> Result<Vec<Stored>, CacheError> {
-    // As many keys as fit if every value is longer than a piece, and at least one.
-    let fitting = usize::try_from(max_total / SHORTEST_PIECE).unwrap_or(usize::MAX).max(1);
-    let keys = &keys[..keys.len().min(KEYS).min(fitting)];
     if keys.is_empty() {
         return Ok(Vec::new());
     }
-    let piece = (max_total / keys.len() as u64).clamp(SHORTEST_PIECE, LONGEST_PIECE).min(max_value.saturating_add(1));
+    loop {
+        let stored = attempt(database, keys, max_value, max_total).await?;
+        // Empty if the first key was written between two looks at it.
+        if !stored.is_empty() {
+            return Ok(stored);
+        }
+    }
+}
 
+async fn attempt(
+    database: &Database,
+    keys: &[&str],
+    max_value: u64,
+    max_total: u64,
+) -> Result<Vec<Stored>, CacheError> {
+    let at_a_time = database.pace.keys();
     // Over several connections, because Redis writes 64 KiB to each before it looks at the next.
-    let parts = keys.chunks(KEYS_AT_A_TIME).map(async |keys| {
-        let mut commands = Commands::default();
-        heads(&mut commands, keys.iter().copied(), piece);
-        database.send_many(&commands, Repeat::Harmless).await
-    });
-    let answers = try_join_all(parts).await?;
-    let mut stored = Vec::with_capacity(keys.len());
-    let (mut silent, mut long) = (Vec::new(), Vec::new());
-    for (position, answer) in answers.into_iter().flatten().enumerate() {
-        stored.push(match answer {
-            Value::ServerError(error) if error.code() == "WRONGTYPE" => {
-                silent.push(position);
-                Stored::WrongType(String::new())
+    let parts = keys.chunks(at_a_time).take(REQUESTS).enumerate().map(async |(number, keys)| {
+        let mut left = max_total / REQUESTS as u64;
+        // The very first may be as long as it likes, or a long one would never come.
+        let mut first = number == 0;
+        let keep = |length: usize| {
+            let length = length as u64;
+            let fits = length <= max_value && (length <= left || first);
+            if fits {
+                (left, first) = (left.saturating_sub(length), false);
             }
-            Value::ServerError(error) => return Err(errors::from_server(&database.server, &error)),
-            answer => {
-                let value = bytes(answer).unwrap_or_default();
-                if value.is_empty() {
-                    silent.push(position);
-                } else if value.len() as u64 >= piece {
-                    long.push(position);
-                }
+            fits
+        };
+        values(database, keys, keep).await
+    });
+    let mut stored = Vec::with_capacity(REQUESTS * at_a_time);
+    let (mut silent, mut long, mut total) = (Vec::new(), None, 0);
+    for (position, answer) in try_join_all(parts).await?.into_iter().flatten().enumerate() {
+        stored.push(match answer {
+            Answer::Text(value) => {
+                total += value.len();
                 Stored::Value(value)
+            }
+            Answer::Skipped(length) => {
+                total += length;
+                if length as u64 <= max_value {
+                    long = long.or(Some(position));
+                }
+                Stored::TooLarge(length as u64)
+            }
+            _ => {
+                silent.push(position);
+                Stored::Missing
             }
         });
     }
-    long.extend(name_the_silent(database, keys, &silent, &mut stored).await?);
-    long.sort_unstable();
-    fetch_the_long(database, keys, &long, &mut stored, max_value, max_total).await?;
+    database.pace.learn(stored.len(), total);
+    // The answer ends before the first value that does not fit any more.
+    stored.truncate(long.unwrap_or(stored.len()));
+    silent.retain(|position| *position < stored.len());
+    name_the_silent(database, keys, &silent, &mut stored).await?;
     Ok(stored)
 }
 
-/// Asks for the first `piece` bytes of each key's value. The answer is empty for a missing key, an error for what is no string.
-pub(super) fn heads<'k>(commands: &mut Commands, keys: impl Iterator<Item = &'k str>, piece: u64) {
-    let last = (piece - 1).to_string();
-    for key in keys {
-        commands.add(&["GETRANGE", key, "0", &last]);
+/// The values of some keys; those that `keep` does not want by their length are skipped.
+async fn values(
+    database: &Database,
+    keys: &[&str],
+    mut keep: impl FnMut(usize) -> bool + Send,
+) -> Result<Vec<Answer>, CacheError> {
+    let mut commands = Commands::default();
+    commands.list("MGET", keys);
+    match database.send_many(&commands, &mut keep).await?.pop() {
+        Some(Answer::List(values)) if values.len() == keys.len() => Ok(values),
+        Some(Answer::Error(error)) => Err(errors::from_server(&database.server, &error)),
+        _ => Err(errors::not_a_redis(&database.server, "MGET without a list")),
     }
 }
 
-/// Finds out whether an empty answer is a missing key, something else than a string, or a value that was empty or not there a
-/// moment ago. Answers with the positions of the last, which are to be read again.
+/// Finds out whether nil is a missing key or something else than a string. If a string is there now, the answer ends before it.
 async fn name_the_silent(
     database: &Database,
     keys: &[&str],
     silent: &[usize],
-    stored: &mut [Stored],
-) -> Result<Vec<usize>, CacheError> {
-    let mut again = Vec::new();
+    stored: &mut Vec<Stored>,
+) -> Result<(), CacheError> {
     if silent.is_empty() {
-        return Ok(again);
+        return Ok(());
     }
     let mut commands = Pipeline::with_capacity(silent.len());
     for position in silent {
@@ -94,71 +145,13 @@ async fn name_the_silent(
     for (position, answer) in silent.iter().zip(answers) {
         let kind = bytes(answer).unwrap_or_default();
         match &kind[..] {
-            b"none" => stored[*position] = Stored::Missing,
-            b"string" => again.push(*position),
+            b"none" => {}
+            b"string" => {
+                stored.truncate(*position);
+                break;
+            }
             other => stored[*position] = Stored::WrongType(text(other)),
         }
-    }
-    Ok(again)
-}
-
-/// Fetches values of which only a piece or nothing has come, as far as `max_total` allows; the answer ends before the first that does
-/// not fit.
-async fn fetch_the_long(
-    database: &Database,
-    keys: &[&str],
-    long: &[usize],
-    stored: &mut Vec<Stored>,
-    max_value: u64,
-    max_total: u64,
-) -> Result<(), CacheError> {
-    if long.is_empty() {
-        return Ok(());
-    }
-    let mut commands = Pipeline::with_capacity(long.len());
-    for position in long {
-        commands.cmd("STRLEN").arg(keys[*position]);
-    }
-    let lengths = database.send(&commands, Repeat::Harmless).await?;
-    let mut lengths = long.iter().copied().zip(lengths).peekable();
-    let (mut total, mut wanted, mut end) = (0_u64, Vec::new(), stored.len());
-    for (position, one) in stored.iter_mut().enumerate() {
-        let mut length = match one {
-            Stored::Value(value) => value.len() as u64,
-            _ => 0,
-        };
-        if let Some((_, answer)) = lengths.next_if(|(long, _)| *long == position) {
-            // An error, if the key has become a list meanwhile: then it is fetched below, comes back as nil, and is missing.
-            length = number(&answer);
-            if length > max_value {
-                *one = Stored::TooLarge(length);
-                continue;
-            }
-            wanted.push(position);
-        }
-        total = total.saturating_add(length);
-        if total > max_total && position > 0 {
-            end = position;
-            break;
-        }
-    }
-    stored.truncate(end);
-    wanted.retain(|position| *position < end);
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let mut command = ::redis::cmd("MGET");
-    for position in &wanted {
-        command.arg(keys[*position]);
-    }
-    let answer = database.ask_one(command).await?;
-    let Value::Array(values) = answer else { return Err(errors::not_a_redis(&database.server, "MGET without a list")) };
-    for (position, value) in wanted.into_iter().zip(values) {
-        stored[position] = match bytes(value) {
-            Some(value) if value.len() as u64 > max_value => Stored::TooLarge(value.len() as u64),
-            Some(value) => Stored::Value(value),
-            None => Stored::Missing,
-        };
     }
     Ok(())
 }

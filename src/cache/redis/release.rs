@@ -8,21 +8,21 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use ::redis::{RedisError, Value};
+use ::redis::RedisError;
 use futures_util::future::try_join;
 
 use super::link::{Database, Lane};
 use super::names::{self, Names, bytes, number};
-use super::wire::Commands;
+use super::wire::{Answer, Commands};
 use super::{errors, read, script};
-use crate::cache::{AfterUpload, CacheError, Digest, Lease, Released, Stored};
+use crate::cache::{AfterUpload, CacheError, Digest, Lease, Released, Sent, Stored};
 
 /// `WATCH` compares each key with all that the connection watches already, so its cost grows with the square of this, and that
 /// of a round trip shrinks. Measured for 940-byte records, in µs of Redis's time for each: 8.4 for chunks of 8, 4.2 of 32,
 /// 3.3 of 64, 3.2 of 96, 3.3 of 128, 3.4 of 192, 4.9 of 256; a whole upload, which has more to do meanwhile, is fastest with 64.
-const CHUNK: usize = 64;
-/// The piece of a value that is fetched together with those of its chunk; longer ones are fetched alone.
-const PIECE: u64 = 32_768;
+const CHUNK: usize = 128;
+/// Bytes of values in a chunk, unless one has more alone.
+const CHUNK_BYTES: u64 = 512 << 10;
 /// How often a single key is tried that somebody touches again and again.
 const TRIES: u32 = 8;
 /// How often a lane that turns out to be dead is replaced.
@@ -34,13 +34,10 @@ const BACK_AT_A_TIME: u64 = 1 << 20;
 pub(super) async fn release(
     database: &Database,
     lease: &Lease,
-    records: &[(&str, Digest)],
+    records: &[Sent<'_>],
     after: AfterUpload,
 ) -> Result<Released, CacheError> {
-    let mut chunks = VecDeque::with_capacity(records.len().div_ceil(CHUNK));
-    for start in (0..records.len()).step_by(CHUNK) {
-        chunks.push_back(Chunk { range: start..records.len().min(start + CHUNK), tries: 0 });
-    }
+    let chunks = chunks(records);
     let two = chunks.len() > 1;
     let work = Work { database, lease, records, after, names: Names::of(lease), chunks: Mutex::new(chunks) };
     // While one lane waits for Redis, the other compares.
@@ -53,10 +50,28 @@ pub(super) async fn release(
     })
 }
 
+/// Neighbours that are looked at together: their values come in one answer, so their lengths count.
+fn chunks(records: &[Sent<'_>]) -> VecDeque<Chunk> {
+    let mut chunks = VecDeque::with_capacity(records.len() / CHUNK + 1);
+    let (mut start, mut bytes) = (0, 0);
+    for (position, record) in records.iter().enumerate() {
+        let length = 1 << record.magnitude;
+        if position - start == CHUNK || (position > start && bytes + length > CHUNK_BYTES) {
+            chunks.push_back(Chunk { range: start..position, tries: 0 });
+            (start, bytes) = (position, 0);
+        }
+        bytes += length;
+    }
+    if start < records.len() {
+        chunks.push_back(Chunk { range: start..records.len(), tries: 0 });
+    }
+    chunks
+}
+
 struct Work<'a> {
     database: &'a Database,
     lease: &'a Lease,
-    records: &'a [(&'a str, Digest)],
+    records: &'a [Sent<'a>],
     after: AfterUpload,
     names: Names,
     chunks: Mutex<VecDeque<Chunk>>,
@@ -144,7 +159,7 @@ impl Work<'_> {
         let looked = answers.split_off(committed.min(answers.len()));
         let verdict = self.verdict(&answers)?;
         let found = match next {
-            Some(next) => Some(self.compare(lane, next, looked).await?),
+            Some(next) => Some(self.compare(next, looked)?),
             None => None,
         };
         Ok((verdict, found))
@@ -155,60 +170,44 @@ impl Work<'_> {
         commands.begin(records.len() + 2);
         commands.word("WATCH");
         commands.word(&self.names.lease);
-        records.iter().for_each(|(key, _)| commands.word(key));
+        records.iter().for_each(|record| commands.word(&*record.key));
         commands.add(&["GET", &self.names.lease]);
-        read::heads(commands, records.iter().map(|(key, _)| *key), PIECE);
+        let keys: Vec<&str> = records.iter().map(|record| &*record.key).collect();
+        commands.list("MGET", &keys);
         if self.after == AfterUpload::Keep {
-            records.iter().for_each(|(key, _)| commands.add(&["PTTL", key]));
+            records.iter().for_each(|record| commands.add(&["PTTL", &record.key]));
         }
     }
 
-    async fn compare(&self, lane: &mut Lane<'_>, chunk: &Chunk, answers: Vec<Value>) -> Result<Compared, Trouble> {
+    fn compare(&self, chunk: &Chunk, answers: Vec<Answer>) -> Result<Compared, CacheError> {
         let mut answers = answers.into_iter();
-        for head in answers.by_ref().take(2) {
-            match head {
-                Value::ServerError(error) => return Err(errors::from_server(&self.database.server, &error).into()),
-                Value::Okay => {}
-                // Whoever holds the lease now is not us; the lane closes with all that it watches.
-                owner if bytes(owner.clone()).as_deref() != Some(self.lease.owner.as_bytes()) => {
-                    return Err(CacheError::LeaseLost { batch: self.lease.batch.clone() }.into());
-                }
-                _ => {}
-            }
+        let (watched, owner, values) = (answers.next(), answers.next(), answers.next());
+        if let Some(Answer::Error(error)) = watched.as_ref().or(values.as_ref()) {
+            return Err(errors::from_server(&self.database.server, error));
+        }
+        // Whoever holds the lease now is not us; the lane closes with all that it watches.
+        if owner.and_then(bytes).as_deref() != Some(self.lease.owner.as_bytes()) {
+            return Err(CacheError::LeaseLost { batch: self.lease.batch.clone() });
         }
         let mut compared =
             Compared { chunk: Chunk { range: 0..0, tries: 0 }, equal: Vec::new(), rewritten: 0, gone: 0 };
-        for (position, answer) in chunk.range.clone().zip(answers.by_ref()) {
-            let (key, sent) = self.records[position];
-            let value = match answer {
-                Value::ServerError(error) if error.code() == "WRONGTYPE" => {
-                    compared.rewritten += 1;
-                    continue;
+        let Some(Answer::List(values)) = values else {
+            return Err(errors::not_a_redis(&self.database.server, "MGET without a list"));
+        };
+        for (position, value) in chunk.range.clone().zip(values) {
+            match bytes(value) {
+                Some(value) if Digest::of(&value) == self.records[position].value => {
+                    compared.equal.push((position, -1))
                 }
-                Value::ServerError(error) => return Err(errors::from_server(&self.database.server, &error).into()),
-                answer => bytes(answer).unwrap_or_default(),
-            };
-            let value = if value.len() as u64 == PIECE { self.whole(lane, key).await? } else { value };
-            if Digest::of(&value) == sent {
-                compared.equal.push((position, -1));
-            } else if value.is_empty() {
-                compared.gone += 1;
-            } else {
-                compared.rewritten += 1;
+                Some(_) => compared.rewritten += 1,
+                None => compared.gone += 1,
             }
         }
-        let lives: Vec<i64> = answers.map(|life| if let Value::Int(life) = life { life } else { -1 }).collect();
+        let lives: Vec<i64> = answers.map(|life| if let Answer::Number(life) = life { life } else { -1 }).collect();
         for (position, life) in &mut compared.equal {
             *life = lives.get(*position - chunk.range.start).copied().unwrap_or(-1);
         }
         Ok(compared)
-    }
-
-    /// The whole of a long value. It is watched, so it is the one whose piece came.
-    async fn whole(&self, lane: &mut Lane<'_>, key: &str) -> Result<bytes::Bytes, Trouble> {
-        let mut commands = Commands::default();
-        commands.add(&["GET", key]);
-        Ok(lane.send(&commands).await?.pop().and_then(bytes).unwrap_or_default())
     }
 
     fn commit(&self, compared: &Compared, commands: &mut Commands) {
@@ -219,18 +218,18 @@ impl Work<'_> {
         commands.add(&["MULTI"]);
         match self.after {
             AfterUpload::Delete => {
-                commands.begin(compared.equal.len() + 1);
-                commands.word("UNLINK");
-                compared.equal.iter().for_each(|(position, _)| commands.word(self.records[*position].0));
+                let keys: Vec<&str> =
+                    compared.equal.iter().map(|(position, _)| &*self.records[*position].key).collect();
+                commands.list("UNLINK", &keys);
             }
             AfterUpload::Keep => {
                 let prefix = names::sent(&self.lease.queue);
                 for (position, life) in &compared.equal {
-                    let (key, digest) = self.records[*position];
+                    let Sent { key, value, .. } = &self.records[*position];
                     commands.begin(if *life > 0 { 5 } else { 3 });
                     commands.word("SET");
                     commands.word(format!("{prefix}{key}"));
-                    commands.word(digest.0);
+                    commands.word(value.0);
                     if *life > 0 {
                         commands.word("PX");
                         commands.word(life.to_string());
@@ -241,18 +240,18 @@ impl Work<'_> {
         commands.add(&["EXEC"]);
     }
 
-    fn verdict(&self, answers: &[Value]) -> Result<Verdict, CacheError> {
+    fn verdict(&self, answers: &[Answer]) -> Result<Verdict, CacheError> {
         let refused = answers.iter().find_map(|answer| match answer {
-            Value::ServerError(error) => Some(errors::from_server(&self.database.server, error)),
+            Answer::Error(error) => Some(errors::from_server(&self.database.server, error)),
             _ => None,
         });
         match (refused, answers.last()) {
             // MULTI queues nothing above maxmemory.
             (Some(CacheError::Full { reason, .. }), _) if reason.contains("OOM") => Ok(Verdict::TooFull),
             (Some(error), _) => Err(error),
-            (None, Some(Value::Nil)) => Ok(Verdict::Touched),
-            (None, Some(Value::Array(done))) => {
-                match done.iter().find_map(|one| if let Value::ServerError(error) = one { Some(error) } else { None }) {
+            (None, Some(Answer::Nil)) => Ok(Verdict::Touched),
+            (None, Some(Answer::List(done))) => {
+                match done.iter().find_map(|one| if let Answer::Error(error) = one { Some(error) } else { None }) {
                     Some(error) => Err(errors::from_server(&self.database.server, error)),
                     None => Ok(Verdict::Settled),
                 }
@@ -290,15 +289,15 @@ impl Work<'_> {
         let keep = if self.after == AfterUpload::Keep { names::sent(&self.lease.queue) } else { String::new() };
         let mut start = 0;
         while start < records.len() {
-            let keys: Vec<&str> = records[start..].iter().map(|(key, _)| *key).collect();
+            let keys: Vec<&str> = records[start..].iter().map(|record| &*record.key).collect();
             let stored = read::read(self.database, &keys, u64::MAX, BACK_AT_A_TIME).await?;
             let seen = &records[start..start + stored.len()];
             start += stored.len();
             let mut equal = Vec::with_capacity(stored.len());
-            for (value, (key, sent)) in stored.into_iter().zip(seen) {
+            for (value, record) in stored.into_iter().zip(seen) {
                 match value {
-                    Stored::Value(value) if Digest::of(&value) == *sent => equal.push((*key, *sent, value)),
-                    Stored::Missing => tally.gone += 1,
+                    Stored::Value(value) if Digest::of(&value) == record.value => equal.push((record, value)),
+                    Stored::Missing | Stored::WrongType(_) => tally.gone += 1,
                     _ => tally.rewritten += 1,
                 }
             }
@@ -306,12 +305,12 @@ impl Work<'_> {
                 continue;
             }
             let mut keys = vec![&self.names.lease[..]];
-            keys.extend(equal.iter().map(|(key, ..)| *key));
+            keys.extend(equal.iter().map(|(record, _)| &*record.key));
             let answer = script::RELEASE
                 .run(self.database, self.lease, &keys, |command| {
                     command.arg(&keep);
-                    for (_, sent, value) in &equal {
-                        command.arg(&value[..]).arg(&sent.0[..]);
+                    for (record, value) in &equal {
+                        command.arg(&value[..]).arg(&record.value.0[..]);
                     }
                 })
                 .await?;

@@ -2,11 +2,12 @@
 
 use std::sync::LazyLock;
 
-use ::redis::{Cmd, Value};
+use ::redis::Cmd;
 
 use super::errors;
 use super::link::{Database, Repeat};
 use super::names::millis;
+use super::wire::Answer;
 use crate::cache::{CacheError, Lease};
 
 /// A script, known to Redis by its hash once it ran there.
@@ -50,7 +51,7 @@ impl Script {
         lease: &Lease,
         keys: &[&str],
         more: impl Fn(&mut Cmd) + Send + Sync,
-    ) -> Result<Value, CacheError> {
+    ) -> Result<Answer, CacheError> {
         let command = |verb, script| {
             let mut command = ::redis::cmd(verb);
             command.arg(script).arg(keys.len()).arg(keys).arg(&lease.owner).arg(millis(lease.ttl));
@@ -58,11 +59,11 @@ impl Script {
             command
         };
         let mut answer = database.send_one(command("EVALSHA", &self.hash), Repeat::Harmless).await?;
-        if matches!(&answer, Value::ServerError(error) if error.code() == "NOSCRIPT") {
+        if matches!(&answer, Answer::Error(error) if error.code() == "NOSCRIPT") {
             answer = database.send_one(command("EVAL", &self.source), Repeat::Harmless).await?;
         }
         match answer {
-            Value::ServerError(error) => Err(match error.code() {
+            Answer::Error(error) => Err(match error.code() {
                 "LEASELOST" => CacheError::LeaseLost { batch: lease.batch.clone() },
                 "GAP" => errors::vanished(&database.server, &format!("parts of batch {}", lease.batch)),
                 _ => errors::from_server(&database.server, &error),

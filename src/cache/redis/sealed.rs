@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
-use ::redis::{Pipeline, Value};
+use ::redis::Pipeline;
 use bytes::Bytes;
 
 use super::link::{Database, Repeat};
 use super::names::{self, Names, bytes, members};
 use super::script;
+use super::wire::Answer;
 use crate::cache::{CacheError, Digest, Lease, Mark, QueueRef, Rival, Uploaded};
 
 /// Bytes of marks at a time: whole marks, and as many as fit in a MiB.
@@ -106,7 +107,7 @@ async fn piece(
 }
 
 /// Members of `sealed`, `{batch}:{reading}`, or of `finished`, which have a number behind that.
-fn rivals(answer: Value) -> Vec<Rival> {
+fn rivals(answer: Answer) -> Vec<Rival> {
     let read = |member: Bytes| {
         let mut parts = std::str::from_utf8(&member).ok()?.split(':');
         Some(Rival { batch: parts.next()?.to_owned(), reading: parts.next()?.parse().ok()? })

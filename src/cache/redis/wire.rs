@@ -7,7 +7,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{ConnectionAddr, ErrorKind, RedisError, Value, parse_redis_value};
+use ::redis::{ConnectionAddr, ErrorKind, RedisError, ServerError, Value, parse_redis_value};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::select_ok;
 use rustls::pki_types::ServerName;
@@ -19,6 +20,8 @@ use tokio_rustls::TlsConnector;
 
 /// How much is read at a time. More means fewer system calls, of which Redis and we both have to make one for each.
 const BUFFER: usize = 1 << 16;
+/// With less room than this left, it is not worth asking for more.
+const LEAST_ROOM: usize = BUFFER / 4;
 /// The longest wait for a server to begin with TLS.
 const GREETING: Duration = Duration::from_secs(3);
 const NO_TLS: &str = "no answer to the TLS greeting; if the server speaks no TLS, REDIS_URL must begin with redis://";
@@ -30,10 +33,26 @@ const DEEPEST: u8 = 8;
 trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for S {}
 
+/// An answer to a command. Its strings are parts of what was received, not copies.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Answer {
+    Nil,
+    Okay,
+    Number(i64),
+    Text(Bytes),
+    List(Vec<Answer>),
+    Error(ServerError),
+    /// A string of so many bytes that was not kept, because nobody wanted it.
+    Skipped(usize),
+}
+
+/// Whether a string of this length is wanted.
+pub(super) type Keep<'a> = dyn FnMut(usize) -> bool + Send + 'a;
+
 /// What an answer begins with.
 enum Item {
     /// All of it.
-    Value(Value),
+    Whole(Answer),
     /// A list of so many.
     List(usize),
 }
@@ -66,6 +85,13 @@ impl Commands {
         words.iter().for_each(|word| self.word(word));
     }
 
+    /// Adds a command over a list of keys.
+    pub(super) fn list(&mut self, name: &str, keys: &[impl AsRef<[u8]>]) {
+        self.begin(keys.len() + 1);
+        self.word(name);
+        keys.iter().for_each(|key| self.word(key));
+    }
+
     /// What is sent.
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.bytes
@@ -87,9 +113,8 @@ impl Commands {
 pub(super) struct Wire {
     stream: Box<dyn Stream>,
     patience: Duration,
-    /// Bytes that have come; those before `at` are parsed.
-    buffer: Vec<u8>,
-    at: usize,
+    /// What has come and is not parsed yet.
+    buffer: BytesMut,
 }
 
 impl Wire {
@@ -100,7 +125,7 @@ impl Wire {
         patience: Duration,
     ) -> Result<Self, RedisError> {
         let stream = timeout(within, open(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-        Ok(Self { stream, patience, buffer: Vec::with_capacity(BUFFER), at: 0 })
+        Ok(Self { stream, patience, buffer: BytesMut::with_capacity(BUFFER) })
     }
 
     /// The connection, unless the other side has hung up.
@@ -111,103 +136,127 @@ impl Wire {
 
     /// Sends commands in one go and waits for all answers, each in its place; an error of the server is one. After any other
     /// error the connection is of no more use.
-    pub(super) async fn send(&mut self, commands: &Commands) -> Result<Vec<Value>, RedisError> {
-        self.exchange(&commands.bytes, commands.count).await
+    pub(super) async fn send(&mut self, commands: &Commands) -> Result<Vec<Answer>, RedisError> {
+        self.exchange(&commands.bytes, commands.count, &mut |_| true).await
     }
 
-    /// The same, for commands that were written elsewhere.
-    pub(super) async fn exchange(&mut self, commands: &[u8], answers: usize) -> Result<Vec<Value>, RedisError> {
+    /// The same, for commands that were written elsewhere. Of the strings, those are kept whose length `keep` agrees to.
+    pub(super) async fn exchange(
+        &mut self,
+        commands: &[u8],
+        answers: usize,
+        keep: &mut Keep<'_>,
+    ) -> Result<Vec<Answer>, RedisError> {
         let patience = self.patience;
         let exchange = async {
             self.stream.write_all(commands).await?;
             self.stream.flush().await?;
-            let mut values = Vec::with_capacity(answers);
+            let mut all = Vec::with_capacity(answers);
             for _ in 0..answers {
-                values.push(self.value().await?);
+                all.push(self.answer(keep).await?);
             }
-            Ok(values)
+            Ok(all)
         };
         timeout(patience, exchange).await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
     }
 
-    async fn value(&mut self) -> Result<Value, RedisError> {
-        match self.item().await? {
-            Item::Value(value) => Ok(value),
-            Item::List(length) => self.list(length, 1).await,
+    async fn answer(&mut self, keep: &mut Keep<'_>) -> Result<Answer, RedisError> {
+        match self.item(keep).await? {
+            Item::Whole(answer) => Ok(answer),
+            Item::List(length) => self.list(length, 1, keep).await,
         }
     }
 
-    async fn list(&mut self, length: usize, depth: u8) -> Result<Value, RedisError> {
+    async fn list(&mut self, length: usize, depth: u8, keep: &mut Keep<'_>) -> Result<Answer, RedisError> {
         if depth > DEEPEST {
             return Err(unreadable(b"lists within lists"));
         }
-        let mut values = Vec::with_capacity(length.min(BUFFER));
+        let mut members = Vec::with_capacity(length.min(BUFFER));
         for _ in 0..length {
-            values.push(match self.item().await? {
-                Item::Value(value) => value,
-                Item::List(length) => Box::pin(self.list(length, depth + 1)).await?,
+            members.push(match self.item(keep).await? {
+                Item::Whole(answer) => answer,
+                Item::List(length) => Box::pin(self.list(length, depth + 1, keep)).await?,
             });
         }
-        Ok(Value::Array(values))
+        Ok(Answer::List(members))
     }
 
-    async fn item(&mut self) -> Result<Item, RedisError> {
-        let line = self.line().await?;
-        let text = &self.buffer[line];
-        Ok(match text {
+    async fn item(&mut self, keep: &mut Keep<'_>) -> Result<Item, RedisError> {
+        let end = self.line().await?;
+        let line = &self.buffer[..end];
+        let item = match line {
             [b'$', length @ ..] => match number(length)? {
-                None => Item::Value(Value::Nil),
+                None => Item::Whole(Answer::Nil),
                 Some(length) => {
-                    let string = self.take(length + 2).await?;
-                    let Some(string) = self.buffer[string].strip_suffix(b"\r\n") else {
-                        return Err(unreadable(b"a string that is longer than announced"));
-                    };
-                    Item::Value(Value::BulkString(string.to_vec()))
+                    self.buffer.advance(end + 2);
+                    let string = if keep(length) { self.string(length).await } else { self.skip(length).await };
+                    return string.map(Item::Whole);
                 }
             },
-            [b'*', length @ ..] => number(length)?.map_or(Item::Value(Value::Nil), Item::List),
-            b"+OK" => Item::Value(Value::Okay),
-            // A number, a status or an error: short, and read by the crate.
-            [b':' | b'+' | b'-', ..] => Item::Value(parse_redis_value(&[text, b"\r\n"].concat())?),
-            _ => return Err(unreadable(text)),
-        })
+            [b'*', length @ ..] => number(length)?.map_or(Item::Whole(Answer::Nil), Item::List),
+            b"+OK" => Item::Whole(Answer::Okay),
+            [b'+', text @ ..] => Item::Whole(Answer::Text(Bytes::copy_from_slice(text))),
+            // A number or an error: short, and read by the crate.
+            [b':' | b'-', ..] => match parse_redis_value(&self.buffer[..end + 2])? {
+                Value::Int(number) => Item::Whole(Answer::Number(number)),
+                Value::ServerError(error) => Item::Whole(Answer::Error(error)),
+                _ => return Err(unreadable(line)),
+            },
+            _ => return Err(unreadable(line)),
+        };
+        self.buffer.advance(end + 2);
+        Ok(item)
     }
 
-    /// The next line, which has at least one byte; its end is not part of it.
-    async fn line(&mut self) -> Result<std::ops::Range<usize>, RedisError> {
+    /// The string of `length` bytes that comes next.
+    async fn string(&mut self, length: usize) -> Result<Answer, RedisError> {
+        while self.buffer.len() < length + 2 {
+            self.fill().await?;
+        }
+        if &self.buffer[length..length + 2] != b"\r\n" {
+            return Err(unreadable(b"a string that is longer than announced"));
+        }
+        let string = self.buffer.split_to(length).freeze();
+        self.buffer.advance(2);
+        Ok(Answer::Text(string))
+    }
+
+    /// Lets the string of `length` bytes that comes next go by.
+    async fn skip(&mut self, length: usize) -> Result<Answer, RedisError> {
+        let mut left = length + 2;
+        loop {
+            let here = left.min(self.buffer.len());
+            self.buffer.advance(here);
+            left -= here;
+            if left == 0 {
+                return Ok(Answer::Skipped(length));
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The length of the line that comes next, which is at least one; its end, CR and LF, is not counted.
+    async fn line(&mut self) -> Result<usize, RedisError> {
         let mut seen = 0;
         loop {
             // No answer has a line feed within a line.
-            if let Some(end) = self.buffer[self.at + seen..].iter().position(|byte| *byte == b'\n') {
-                let line = self.at..(self.at + seen + end).saturating_sub(1);
-                self.at += seen + end + 1;
-                if line.is_empty() || self.buffer[line.end] != b'\r' {
-                    return Err(unreadable(&self.buffer[line.start..self.at]));
-                }
-                return Ok(line);
+            if let Some(end) = memchr::memchr(b'\n', &self.buffer[seen..]) {
+                return match &self.buffer[..seen + end] {
+                    [line @ .., b'\r'] if !line.is_empty() => Ok(line.len()),
+                    line => Err(unreadable(line)),
+                };
             }
-            seen = self.buffer.len() - self.at;
+            seen = self.buffer.len();
             if seen > BUFFER {
-                return Err(unreadable(&self.buffer[self.at..]));
+                return Err(unreadable(&self.buffer));
             }
             self.fill().await?;
         }
     }
 
-    /// The next `length` bytes.
-    async fn take(&mut self, length: usize) -> Result<std::ops::Range<usize>, RedisError> {
-        while self.buffer.len() - self.at < length {
-            self.fill().await?;
-        }
-        self.at += length;
-        Ok(self.at - length..self.at)
-    }
-
-    /// Waits for more bytes. What is not parsed yet moves to the front, and the room doubles if that fills it.
+    /// Waits for more bytes. Room that nobody looks at any more is used again; what is not parsed yet moves along.
     async fn fill(&mut self) -> Result<(), RedisError> {
-        self.buffer.drain(..self.at);
-        self.at = 0;
-        if self.buffer.len() == self.buffer.capacity() {
+        if self.buffer.capacity() - self.buffer.len() < LEAST_ROOM {
             self.buffer.reserve(self.buffer.len().max(BUFFER));
         }
         match self.stream.read_buf(&mut self.buffer).await? {
@@ -219,10 +268,13 @@ impl Wire {
     /// The connection, ready for the next caller and without the room that a long answer took. None if more has come than was
     /// asked for: nobody could tell which the next answer is.
     pub(super) fn rested(mut self) -> Option<Self> {
-        self.buffer.drain(..self.at);
-        self.at = 0;
-        self.buffer.shrink_to(BUFFER);
-        self.buffer.is_empty().then_some(self)
+        if !self.buffer.is_empty() {
+            return None;
+        }
+        if self.buffer.capacity() > 2 * BUFFER {
+            self.buffer = BytesMut::new();
+        }
+        Some(self)
     }
 }
 
@@ -282,7 +334,7 @@ mod tests {
     use super::*;
 
     /// What becomes of an answer that comes in pieces of so many bytes.
-    async fn read(answer: &[u8], pieces: usize, answers: usize) -> Result<Vec<Value>, RedisError> {
+    async fn read(answer: &[u8], pieces: usize, answers: usize) -> Result<Vec<Answer>, RedisError> {
         let (ours, mut theirs) = tokio::io::duplex(pieces);
         let answer = answer.to_vec();
         let server = tokio::spawn(async move {
@@ -293,33 +345,34 @@ mod tests {
             let _ = theirs.write_all(&answer).await;
         });
         let patience = Duration::from_secs(60);
-        let mut wire = Wire { stream: Box::new(ours), patience, buffer: Vec::new(), at: 0 };
+        let mut wire = Wire { stream: Box::new(ours), patience, buffer: BytesMut::new() };
         let mut commands = Commands::default();
         commands.add(&["PING"]);
-        let result = wire.exchange(commands.as_bytes(), answers).await;
+        let result = wire.exchange(commands.as_bytes(), answers, &mut |length| length != 77_777).await;
         drop(wire);
         server.await.unwrap();
         result
     }
 
-    fn text(text: &str) -> Value {
-        Value::BulkString(text.into())
+    fn text(text: &str) -> Answer {
+        Answer::Text(text.to_owned().into())
     }
 
     #[tokio::test]
     async fn answers_are_read_however_they_are_cut() {
         let long = "x".repeat(3 * BUFFER);
         let answer = format!(
-            "+OK\r\n:-7\r\n$-1\r\n$0\r\n\r\n*-1\r\n*3\r\n$2\r\n\r\n\r\n*1\r\n:1\r\n+PONG\r\n-WRONGTYPE no\r\n${}\r\n{long}\r\n",
-            long.len()
+            "+OK\r\n:-7\r\n$-1\r\n$0\r\n\r\n*-1\r\n*3\r\n$2\r\n\r\n\r\n*1\r\n:1\r\n+PONG\r\n-WRONGTYPE no\r\n${}\r\n{long}\r\n$77777\r\n{}\r\n+END\r\n",
+            long.len(),
+            "y".repeat(77_777)
         );
         for pieces in [1, 2, 7, 1 << 20] {
-            let values = read(answer.as_bytes(), pieces, 8).await.unwrap();
-            let list = vec![text("\r\n"), Value::Array(vec![Value::Int(1)]), Value::SimpleString("PONG".to_owned())];
-            let expected = [Value::Okay, Value::Int(-7), Value::Nil, text(""), Value::Nil, Value::Array(list)];
-            assert_eq!(values[..6], expected);
-            assert!(matches!(&values[6], Value::ServerError(error) if error.code() == "WRONGTYPE"), "{:?}", values[6]);
-            assert_eq!(values[7], text(&long));
+            let answers = read(answer.as_bytes(), pieces, 10).await.unwrap();
+            let list = vec![text("\r\n"), Answer::List(vec![Answer::Number(1)]), text("PONG")];
+            let expected = [Answer::Okay, Answer::Number(-7), Answer::Nil, text(""), Answer::Nil, Answer::List(list)];
+            assert_eq!(answers[..6], expected);
+            assert!(matches!(&answers[6], Answer::Error(error) if error.code() == "WRONGTYPE"), "{:?}", answers[6]);
+            assert_eq!(answers[7..], [text(&long), Answer::Skipped(77_777), text("END")]);
         }
     }
 

@@ -11,7 +11,7 @@ use super::entry;
 use super::failpoint;
 use super::patience;
 use super::run::UploadError;
-use crate::cache::{AfterUpload, Digest, Mark};
+use crate::cache::{AfterUpload, Mark, Sent};
 
 /// Entries acknowledged at a time.
 const STRETCH: u32 = 4_000;
@@ -50,20 +50,20 @@ pub(super) async fn acknowledge(batch: &Batch) -> Result<(), UploadError> {
     let mut stretch = fetch(start).await?;
     while !stretch.0.is_empty() {
         let (entries, marks) = &stretch;
-        let mut sent: [Vec<(String, Digest)>; 2] = Default::default();
+        let mut sent: [Vec<Sent<'_>>; 2] = Default::default();
         for (at, bytes) in entries.iter().enumerate() {
             let position = start + at as u64;
             let mut settled = u32::try_from(position).is_ok_and(|position| buried.binary_search(&position).is_ok());
             for (number, (reading, note)) in readings.iter().enumerate() {
                 match marks[number].get(at) {
                     Some(Mark::Settled) => settled = true,
-                    Some(Mark::Sent { table, value, .. }) => {
+                    Some(Mark::Sent { table, value, magnitude, .. }) => {
                         let Some(noted) = note.tables.get(usize::from(*table)) else { continue };
                         if loaded.contains(&(noted.dataset.clone(), *reading)) {
                             settled = true;
                             let keep = policies[number][usize::from(*table)] == AfterUpload::Keep;
                             let key = entry::key(bytes).expect("only an entry with a key is sent");
-                            sent[usize::from(keep)].push((key.into_owned(), *value));
+                            sent[usize::from(keep)].push(Sent { key, value: *value, magnitude: *magnitude });
                         }
                     }
                     _ => {}
@@ -78,9 +78,7 @@ pub(super) async fn acknowledge(batch: &Batch) -> Result<(), UploadError> {
                 if records.is_empty() {
                     continue;
                 }
-                let records: Vec<(&str, Digest)> =
-                    records.iter().map(|(key, digest)| (key.as_str(), *digest)).collect();
-                let released = patience::cache(|| cache.release(lease, &records, after)).await?;
+                let released = patience::cache(|| cache.release(lease, records, after)).await?;
                 run.tally(|tally| {
                     tally.released.done += released.done;
                     tally.released.rewritten += released.rewritten;

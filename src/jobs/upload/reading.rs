@@ -1,7 +1,7 @@
 //! One reading: a pass over a batch's records that builds and sends one load for each table that still needs one.
 //!
-//! Three stages work at once: a task claims and reads ([`Source`]), blocking threads encode and compress ([`Plan`]), and this
-//! one, in queue order, keeps the dead letters, writes the marks and sends the bytes. What a mark says is in the cache before
+//! Three stages work at once: a task claims, reads and judges ([`Source`]), blocking threads encode and compress ([`Plan`]), and
+//! this one, in queue order, keeps the dead letters, writes the marks and sends the bytes. What a mark says is in the cache before
 //! the load it belongs to is committed.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -10,9 +10,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::claims::{Claims, Volume};
 use super::failpoint;
 use super::gzip::Stream;
 use super::patience;
@@ -21,7 +21,7 @@ use super::shape::Fields;
 use super::source::Source;
 use super::table::Table;
 use super::work::{Done, Plan};
-use crate::cache::{CacheError, Digest, Lease, Mark};
+use crate::cache::{Digest, Lease, Mark};
 use crate::history::DeadLetter;
 use crate::warehouse::{Load, LoadWriter, TableRef, WarehouseError};
 
@@ -134,12 +134,13 @@ pub(super) async fn read(
     let cache = &run.ctx.cache;
     let buried = if claiming { Vec::new() } else { patience::cache(|| cache.buried(lease)).await? };
     let deferred = memory.deferred.clone();
-    let mut source = Source::new(Arc::clone(run), lease.clone(), legs.to_vec(), buried, deferred, claiming);
+    let volume = Arc::new(Volume::default());
+    let mut claims =
+        Claims::new(Arc::clone(run), lease.clone(), legs.to_vec(), buried, deferred, claiming, Arc::clone(&volume));
     // The first entries come before all else: of an empty queue the warehouse need not know.
-    let first = source.next_entries().await?;
-    if first.is_empty() {
+    let Some(first) = claims.next().await? else {
         return Ok(None);
-    }
+    };
     failpoint::reach("claimed").await;
     let mut tables = Vec::with_capacity(legs.len());
     for leg in legs {
@@ -181,7 +182,8 @@ pub(super) async fn read(
     let plan = Arc::new(Plan { tables, at: run.ctx.clock.now(), queue: run.queue.clone(), batch: lease.batch.clone() });
 
     let (to_here, mut stretches) = mpsc::channel(AHEAD);
-    let reader = AbortOnDropHandle::new(tokio::spawn(feed(source, first, plan, to_here)));
+    let source = Source::new(Arc::clone(run), legs.to_vec(), volume);
+    let reader = AbortOnDropHandle::new(tokio::spawn(source.feed(claims, first, plan, to_here)));
     let mut collector = Collector { run, lease, number, sent: HashMap::new(), memory };
     while let Some(stretch) = stretches.recv().await {
         let done = AbortOnDropHandle::new(stretch).await.expect("encoding does not panic");
@@ -198,25 +200,6 @@ pub(super) async fn read(
     }
     failpoint::reach("committed").await;
     Ok(Some(Outcome { number, legs: outcomes }))
-}
-
-/// Reads stretch after stretch and has each encoded, a few ahead of the sender.
-async fn feed(
-    mut source: Source,
-    first: Vec<Bytes>,
-    plan: Arc<Plan>,
-    out: mpsc::Sender<JoinHandle<Done>>,
-) -> Result<(), CacheError> {
-    let mut entries = first;
-    while !entries.is_empty() {
-        for work in source.stretches(entries).await? {
-            let plan = Arc::clone(&plan);
-            let Ok(place) = out.reserve().await else { return Ok(()) };
-            place.send(tokio::task::spawn_blocking(move || plan.encode(work)));
-        }
-        entries = source.next_entries().await?;
-    }
-    Ok(())
 }
 
 /// The last stage: one stretch after the other, in queue order.
@@ -236,7 +219,7 @@ impl Collector<'_> {
         patience::cache(|| cache.append_marks(self.lease, self.number, done.start, &done.marks)).await?;
         failpoint::reach("marked").await;
         for (position, mark) in (done.start..).zip(&done.marks) {
-            if let Mark::Sent { table, key, value } = mark {
+            if let Mark::Sent { table, key, value, .. } = mark {
                 let position = u32::try_from(position).expect("a batch has fewer than 2^32 entries");
                 self.sent.insert(identity(*key, *value), (position, *table));
             }

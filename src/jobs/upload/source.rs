@@ -1,229 +1,95 @@
-//! The beginning of a reading: entries are claimed (or, in a batch that exists, listed), decoded, sent to their tables, and
-//! their records read, in stretches of bounded size.
+//! The beginning of a reading: entries are claimed ([`Claims`]), their records read, and it is decided which of them are to be
+//! rows, each stage one step ahead of the next.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
+use futures_util::future::try_join3;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
-use super::entry;
+use super::claims::{Claims, Stretch, Volume, Wanted};
 use super::patience;
 use super::reading::Leg;
 use super::record::Rejection;
 use super::run::Run;
-use super::work::{Item, Rejected, Work};
-use crate::cache::{AfterUpload, CacheError, Digest, Lease, Mark, Stored, Uploaded};
+use super::work::{Done, Item, Plan, Rejected, Work};
+use crate::cache::{AfterUpload, CacheError, Digest, Mark, Stored, Uploaded};
 
-/// Entries asked for at a time: moving 1,000 keeps Redis busy for less than a millisecond.
-const STRETCH: u32 = 1_000;
-/// Bytes of values asked for at a time; a few stretches are in memory at once.
-const STRETCH_BYTES: u64 = 2_000_000;
+/// Bytes of values asked for at a time; a few answers are in memory at once.
+const AT_A_TIME: u64 = 2_000_000;
 
-/// Gives out a batch's entries, stretch by stretch.
+/// A piece of a stretch with its records: as many as came in one answer.
+struct Piece {
+    stretch: Stretch,
+    /// One for each wanted entry.
+    records: Vec<Stored>,
+}
+
+/// Gives out a batch's records, piece by piece, in queue order.
 pub(super) struct Source {
     run: Arc<Run>,
-    lease: Lease,
     legs: Vec<Leg>,
-    buried: HashSet<u32>,
-    /// Positions of records that another batch sends: they are left for later.
-    deferred: HashSet<u32>,
-    /// Whether the batch may still take entries from the queue.
-    claiming: bool,
-    position: u64,
-    bytes: u64,
-    /// Entries handed out for each table, against its cap.
-    taken: Vec<u64>,
+    volume: Arc<Volume>,
     /// Digests of the keys and values that were handed out: a batch has tens of thousands.
     seen: HashSet<(Digest, Digest)>,
 }
 
-/// An entry of the current stretch that needs its record.
-struct Wanted {
-    at: usize,
-    table: u8,
-    key: String,
-}
-
 impl Source {
-    pub(super) fn new(
-        run: Arc<Run>,
-        lease: Lease,
-        legs: Vec<Leg>,
-        buried: Vec<u32>,
-        deferred: HashSet<u32>,
-        claiming: bool,
-    ) -> Self {
-        let taken = vec![0; legs.len()];
-        let buried = buried.into_iter().collect();
-        Self { run, lease, legs, buried, deferred, claiming, position: 0, bytes: 0, taken, seen: HashSet::new() }
+    pub(super) fn new(run: Arc<Run>, legs: Vec<Leg>, volume: Arc<Volume>) -> Self {
+        Self { run, legs, volume, seen: HashSet::new() }
     }
 
-    /// The next entries of the batch; none at its end.
-    pub(super) async fn next_entries(&mut self) -> Result<Vec<Bytes>, CacheError> {
-        let cache = &self.run.ctx.cache;
-        let limits = &self.run.limits;
-        let left = u64::from(limits.max_rows).saturating_sub(self.position).min(self.run.quota());
-        if !self.claiming {
-            return patience::cache(|| cache.entries(&self.lease, self.position, STRETCH)).await;
-        }
-        if left == 0 || self.bytes >= limits.max_bytes.0 {
-            return Ok(Vec::new());
-        }
-        let count = STRETCH.min(u32::try_from(left).unwrap_or(STRETCH));
-        // A claim whose answer was lost has moved its entries all the same: look before claiming again.
-        let doubt = AtomicBool::new(false);
-        let entries = patience::cache(|| async {
-            if doubt.swap(true, Ordering::Relaxed) {
-                let moved = cache.entries(&self.lease, self.position, STRETCH).await?;
-                if !moved.is_empty() {
-                    return Ok(moved);
+    /// Has all of the batch's rows encoded, a few pieces ahead of whoever takes them.
+    pub(super) async fn feed(
+        mut self,
+        mut claims: Claims,
+        first: Stretch,
+        plan: Arc<Plan>,
+        out: mpsc::Sender<JoinHandle<Done>>,
+    ) -> Result<(), CacheError> {
+        let (to_fetch, stretches) = mpsc::channel(1);
+        let (to_judge, mut pieces) = mpsc::channel(1);
+        let claim = async move {
+            let mut next = Some(first);
+            while let Some(stretch) = next {
+                if to_fetch.send(stretch).await.is_err() {
+                    break;
                 }
+                next = claims.next().await?;
             }
-            cache.claim(&self.lease, count).await
-        })
-        .await?;
-        self.run.claimed(entries.len() as u64);
-        Ok(entries)
+            Ok(())
+        };
+        let (run, max_value) = (Arc::clone(&self.run), self.max_value());
+        let judge = async move {
+            while let Some(piece) = pieces.recv().await {
+                let work = self.judge(piece).await?;
+                let plan = Arc::clone(&plan);
+                let Ok(place) = out.reserve().await else { break };
+                place.send(tokio::task::spawn_blocking(move || plan.encode(work)));
+            }
+            Ok(())
+        };
+        try_join3(claim, fetch(&run, max_value, stretches, to_judge), judge).await.map(drop)
     }
 
-    /// Stretches of these entries, which came from [`Source::next_entries`], ready to be encoded.
-    pub(super) async fn stretches(&mut self, entries: Vec<Bytes>) -> Result<Vec<Work>, CacheError> {
-        // Of entries that were claimed together, and before any of their records is read, one stands for all that name the
-        // same record: the value that is read is at least as new as each of them.
-        let mut keys = HashSet::new();
-        let mut marks = vec![Mark::Untouched; entries.len()];
-        let mut rejected = Vec::new();
-        let mut wanted = Vec::new();
-        let covered = self.covered(entries.len()).await?;
-        for (at, bytes) in entries.iter().enumerate() {
-            let position = self.position + at as u64;
-            let position = u32::try_from(position).expect("a batch has fewer than 2^32 entries");
-            if covered[at] || self.buried.contains(&position) {
-                continue;
-            }
-            if self.deferred.contains(&position) {
-                marks[at] = Mark::Unsettled;
-                continue;
-            }
-            let reject = |key: &str, reason, detail: String| Rejected {
-                at,
-                table: None,
-                key: key.to_owned(),
-                entry: bytes.clone(),
-                body: None,
-                size_bytes: None,
-                rejection: Rejection::new(reason, detail),
-            };
-            let key = match entry::key(bytes) {
-                Ok(key) => key,
-                Err(detail) => {
-                    rejected.push(reject("", "bad_entry", detail));
-                    continue;
-                }
-            };
-            let Some(name) = self.run.dataset_of(&key) else {
-                let patterns = self.run.patterns();
-                rejected.push(reject(
-                    &key,
-                    "no_dataset",
-                    format!("no dataset of this queue has keys like {key:?}; there are {patterns}"),
-                ));
-                continue;
-            };
-            // The table is not part of this reading: it is done, or another attempt has it.
-            let Some(table) = self.legs.iter().position(|leg| leg.table.name == name) else { continue };
-            if !keys.insert(Digest::of(key.as_bytes())) {
-                marks[at] = Mark::Settled;
-                self.run.tally(|tally| tally.repeated += 1);
-                continue;
-            }
-            if self.legs[table].cap.is_some_and(|cap| self.taken[table] >= cap) {
-                continue;
-            }
-            self.taken[table] += 1;
-            let table = u8::try_from(table).expect("a job has fewer than 256 datasets");
-            wanted.push(Wanted { at, table, key: key.into_owned() });
-        }
-        let works = self.read(&entries, marks, rejected, &wanted).await?;
-        self.position += entries.len() as u64;
-        Ok(works)
-    }
-
-    /// For each of the next `count` entries: whether a load that succeeded has brought it, or its reading settled it.
-    async fn covered(&self, count: usize) -> Result<Vec<bool>, CacheError> {
-        let mut covered = vec![false; count];
-        for leg in &self.legs {
-            for (reading, number) in &leg.covered {
-                let count = u32::try_from(count).expect("a stretch is short");
-                let marks =
-                    patience::cache(|| self.run.ctx.cache.marks(&self.lease, *reading, self.position, count)).await?;
-                for (covered, mark) in covered.iter_mut().zip(marks) {
-                    *covered |= match mark {
-                        Mark::Sent { table, .. } => table == *number,
-                        Mark::Settled => true,
-                        Mark::Untouched | Mark::Unsettled => false,
-                    };
-                }
-            }
-        }
-        Ok(covered)
-    }
-
-    /// Reads the wanted records; one work for each answer, which ends where the next begins.
-    async fn read(
-        &mut self,
-        entries: &[Bytes],
-        mut marks: Vec<Mark>,
-        mut rejected: Vec<Rejected>,
-        wanted: &[Wanted],
-    ) -> Result<Vec<Work>, CacheError> {
-        let cache = Arc::clone(&self.run.ctx.cache);
-        let max_value = self.legs.iter().map(|leg| leg.table.dataset.max_record_size.0).max().unwrap_or(0);
-        let mut works = Vec::new();
-        let (mut start, mut rest) = (0, wanted);
-        while start < entries.len() {
-            let keys: Vec<&str> = rest.iter().map(|wanted| wanted.key.as_str()).collect();
-            let values = if keys.is_empty() {
-                Vec::new()
-            } else {
-                patience::cache(|| cache.read(self.run.queue.database, &keys, max_value, STRETCH_BYTES)).await?
-            };
-            let (now, later) = rest.split_at(values.len());
-            let end = later.first().map_or(entries.len(), |next| next.at);
-            let mut work = Work {
-                start: self.position + start as u64,
-                marks: marks.drain(..end - start).collect(),
-                items: Vec::with_capacity(now.len()),
-                rejected: rejected.extract_if(.., |rejected| rejected.at < end).collect(),
-            };
-            for rejected in &mut work.rejected {
-                rejected.at -= start;
-            }
-            self.judge(entries, start, now, values, &mut work).await?;
-            works.push(work);
-            (start, rest) = (end, later);
-        }
-        Ok(works)
+    fn max_value(&self) -> u64 {
+        self.legs.iter().map(|leg| leg.table.dataset.max_record_size.0).max().unwrap_or(0)
     }
 
     /// Sorts what was read into items and rejections.
-    async fn judge(
-        &mut self,
-        entries: &[Bytes],
-        start: usize,
-        wanted: &[Wanted],
-        values: Vec<Stored>,
-        work: &mut Work,
-    ) -> Result<(), CacheError> {
-        let sent_before = self.sent_before(wanted, &values).await?;
-        let uploaded = self.uploaded(wanted, &values).await?;
-        for (number, (wanted, value)) in wanted.iter().zip(values).enumerate() {
-            let at = wanted.at - start;
+    async fn judge(&mut self, piece: Piece) -> Result<Work, CacheError> {
+        let Piece { stretch: Stretch { start, entries, marks, rejected, wanted }, records } = piece;
+        let sent_before = self.sent_before(&wanted, &records).await?;
+        let uploaded = self.uploaded(&wanted, &records).await?;
+        let mut work = Work { start, marks, items: Vec::with_capacity(records.len()), rejected };
+        let mut bytes = 0;
+        for (number, (wanted, value)) in wanted.into_iter().zip(records).enumerate() {
+            let at = wanted.at;
             let limit = self.legs[usize::from(wanted.table)].table.dataset.max_record_size;
             let (reason, detail, size_bytes) = match value {
                 Stored::Value(value) if value.len() as u64 <= limit.0 => {
-                    self.bytes += value.len() as u64;
+                    bytes += value.len() as u64;
                     let digests = (Digest::of(wanted.key.as_bytes()), Digest::of(&value));
                     let before = sent_before.as_ref().is_some_and(|sent| sent[number] == Some(digests.1));
                     if before || !self.seen.insert(digests) {
@@ -234,7 +100,7 @@ impl Source {
                         });
                         continue;
                     }
-                    let (key, entry) = (wanted.key.clone(), entries[wanted.at].clone());
+                    let (key, entry) = (wanted.key, entries[at].clone());
                     work.items.push(Item { at, table: wanted.table, key, entry, value, digests });
                     continue;
                 }
@@ -271,14 +137,15 @@ impl Source {
             work.rejected.push(Rejected {
                 at,
                 table: Some(wanted.table),
-                key: wanted.key.clone(),
-                entry: entries[wanted.at].clone(),
+                key: wanted.key,
+                entry: entries[at].clone(),
                 body: None,
                 size_bytes,
                 rejection: Rejection::new(reason, detail),
             });
         }
-        Ok(())
+        self.volume.add(entries.len() as u64, bytes);
+        Ok(work)
     }
 
     /// What was sent of these records before, where a dataset keeps its records.
@@ -303,5 +170,46 @@ impl Source {
         }
         let known = patience::cache(|| self.run.ctx.cache.uploaded(&self.run.queue, &keys)).await?;
         Ok(keys.iter().map(|key| (*key).to_owned()).zip(known).collect())
+    }
+}
+
+/// Reads the records of stretches; an answer is asked for only when there is place for it.
+async fn fetch(
+    run: &Run,
+    max_value: u64,
+    mut stretches: mpsc::Receiver<Stretch>,
+    out: mpsc::Sender<Piece>,
+) -> Result<(), CacheError> {
+    while let Some(mut rest) = stretches.recv().await {
+        while !rest.entries.is_empty() {
+            let Ok(place) = out.reserve().await else { return Ok(()) };
+            let keys: Vec<&str> = rest.wanted.iter().map(|wanted| wanted.key.as_str()).collect();
+            let records = if keys.is_empty() {
+                Vec::new()
+            } else {
+                patience::cache(|| run.ctx.cache.read(run.queue.database, &keys, max_value, AT_A_TIME)).await?
+            };
+            let stretch = rest.split_off(records.len());
+            place.send(Piece { stretch, records });
+        }
+    }
+    Ok(())
+}
+
+impl Stretch {
+    /// Takes the front, with so many of the wanted entries; it ends where the next of them begins.
+    fn split_off(&mut self, wanted: usize) -> Self {
+        let end = self.wanted.get(wanted).map_or(self.entries.len(), |next| next.at);
+        let front = Self {
+            start: self.start,
+            entries: self.entries.drain(..end).collect(),
+            marks: self.marks.drain(..end).collect(),
+            rejected: self.rejected.extract_if(.., |rejected| rejected.at < end).collect(),
+            wanted: self.wanted.drain(..wanted).collect(),
+        };
+        self.start += end as u64;
+        self.rejected.iter_mut().for_each(|rejected| rejected.at -= end);
+        self.wanted.iter_mut().for_each(|wanted| wanted.at -= end);
+        front
     }
 }

@@ -12,7 +12,7 @@ use super::record::{Encoder, Rejection};
 use super::shape::{Fields, Shape};
 use super::table::Table;
 use super::timestamp;
-use crate::cache::{Digest, Mark, QueueRef};
+use crate::cache::{Digest, Mark, QueueRef, magnitude};
 use crate::history::DeadLetter;
 
 /// A stretch of entries, in queue order, with the values that are to become rows.
@@ -105,7 +105,8 @@ impl Plan {
                             u32::try_from(work.start).expect("a batch has fewer than 2^32 entries") + item.at as u32;
                         index.push((position, u32::try_from(plain.len() - before).expect("a row is at most a few MB")));
                         let (key, value) = item.digests;
-                        work.marks[item.at] = Mark::Sent { table: number, key, value };
+                        work.marks[item.at] =
+                            Mark::Sent { table: number, key, value, magnitude: magnitude(&item.value) };
                     }
                     // It waits for new columns: this reading does not send it.
                     Ok(()) => {}

@@ -45,9 +45,7 @@ async fn a_redis_that_restarts_midway_is_found_again_with_all_that_was_noted() {
     fill(&**cache, 200).await;
     let lease = lease("a");
     cache.claim(&lease, 100).await.unwrap();
-    let digests: Vec<(String, Digest)> =
-        (0..200).map(|n| (format!("tx:{n}"), sent(&format!("{{\"n\":{n}}}")))).collect();
-    let records: Vec<(&str, Digest)> = digests.iter().map(|(key, digest)| (key.as_str(), *digest)).collect();
+    let records = rows(200);
     cache.release(&lease, &records[..100], AfterUpload::Delete).await.unwrap();
     let reading = cache.begin_reading(&lease, "before").await.unwrap();
 
@@ -224,7 +222,7 @@ async fn a_value_written_between_comparing_and_deleting_is_never_deleted() {
         let mut records = Vec::new();
         for (key, one) in refs.iter().zip(cache.read(1, &refs, 1_000, 8 << 20).await.unwrap()) {
             if let Stored::Value(value) = one {
-                records.push((*key, Digest::of(&value)));
+                records.push(Sent::of(key, &value));
                 sent.insert(String::from_utf8(value.to_vec()).unwrap());
             }
         }
@@ -258,9 +256,9 @@ async fn other_types_than_strings_and_lists_are_named() {
 
     let lease = lease("a");
     cache.claim(&lease, 1).await.unwrap();
-    let records = [("a list", sent("x")), ("tx:0", sent("{}"))];
+    let records = [row("a list", "x"), row("tx:0", "{}")];
     let released = cache.release(&lease, &records, AfterUpload::Delete).await.unwrap();
-    assert_eq!(released, Released { done: 1, rewritten: 1, gone: 0 });
+    assert_eq!(released, Released { done: 1, rewritten: 0, gone: 1 });
 
     let wrong = QueueRef { database: 1, queue: "a hash".to_owned() };
     let error = cache.claim(&Lease { queue: wrong, ..lease }, 1).await.unwrap_err();
@@ -291,14 +289,13 @@ async fn a_full_redis_takes_no_record_but_lets_the_upload_empty_it() {
     cache.append_marks(&lease, reading, 7, &[mark("tx:7", "{}")]).await.unwrap();
     assert_eq!(cache.seal(&lease, reading).await.unwrap(), []);
     cache.bury(&lease, &[3]).await.unwrap();
-    let owned: Vec<(String, Digest)> = (0..500).map(|n| (format!("tx:{n}"), sent(&format!("{{\"n\":{n}}}")))).collect();
-    let mut records: Vec<(&str, Digest)> = owned.iter().map(|(key, digest)| (key.as_str(), *digest)).collect();
-    records[7].1 = sent("something else");
-    records.push(("big", sent(&big)));
-    records.push(("nowhere", sent("x")));
+    let mut records = rows(500);
+    records[7].value = sent("something else");
+    records.push(row("big", &big));
+    records.push(row("nowhere", "x"));
     let kept = cache.release(&lease, &records[..10], AfterUpload::Keep).await.unwrap();
     assert_eq!(kept, Released { done: 9, rewritten: 1, gone: 0 });
-    assert_eq!(cache.sent(&queue(), &["tx:0", "tx:7"]).await.unwrap(), [Some(records[0].1), None]);
+    assert_eq!(cache.sent(&queue(), &["tx:0", "tx:7"]).await.unwrap(), [Some(records[0].value), None]);
     let released = cache.release(&lease, &records, AfterUpload::Delete).await.unwrap();
     assert_eq!(released, Released { done: 500, rewritten: 1, gone: 1 });
     cache.finish(&lease, &[reading], &[Bytes::from_static(b"tx:7")]).await.unwrap();
@@ -359,8 +356,8 @@ async fn everything_that_is_left_of_a_finished_batch_ends_by_itself() {
         readings.push(reading);
     }
     cache.bury(&lease, &[0]).await.unwrap();
-    cache.release(&lease, &[("tx:0", sent("{\"n\":0}"))], AfterUpload::Delete).await.unwrap();
-    cache.release(&lease, &[("tx:1", sent("{\"n\":1}"))], AfterUpload::Keep).await.unwrap();
+    cache.release(&lease, &[row("tx:0", "{\"n\":0}")], AfterUpload::Delete).await.unwrap();
+    cache.release(&lease, &[row("tx:1", "{\"n\":1}")], AfterUpload::Keep).await.unwrap();
     cache.finish(&lease, &readings[1..2], &[]).await.unwrap();
     let left = keys(&mut raw).await;
     let uploaded = format!("upload_queue:uploaded:{}:2", lease.batch);

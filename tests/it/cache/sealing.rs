@@ -232,7 +232,7 @@ async fn a_key_is_uploaded_once_a_finished_batch_sent_it_and_pending_before(back
     assert_eq!(uploaded().await, [No; 4], "it is not sealed");
     cache.seal(&a, reading_a).await.unwrap();
     assert_eq!(uploaded().await, [Pending, No, No, Pending]);
-    cache.release(&a, &[("tx:0", sent("{\"n\":0}"))], AfterUpload::Delete).await.unwrap();
+    cache.release(&a, &[row("tx:0", "{\"n\":0}")], AfterUpload::Delete).await.unwrap();
     assert_eq!(uploaded().await, [Pending, No, No, Pending], "whether the batch is finished counts");
 
     // A younger batch has sent it as well.

@@ -113,8 +113,8 @@ async fn a_batch_whose_owner_died_is_adopted_and_the_old_owner_can_change_nothin
             ("seal", cache.seal(&dead, 1).await.map(drop)),
             ("append_marks", cache.append_marks(&dead, 1, 0, &[Mark::Settled]).await),
             ("bury", cache.bury(&dead, &[0]).await),
-            ("release", cache.release(&dead, &[("tx:0", sent("{\"n\":0}"))], AfterUpload::Delete).await.map(drop)),
-            ("release", cache.release(&dead, &[("tx:0", sent("{\"n\":0}"))], AfterUpload::Keep).await.map(drop)),
+            ("release", cache.release(&dead, &[row("tx:0", "{\"n\":0}")], AfterUpload::Delete).await.map(drop)),
+            ("release", cache.release(&dead, &[row("tx:0", "{\"n\":0}")], AfterUpload::Keep).await.map(drop)),
             ("finish", cache.finish(&dead, &[], &[]).await),
             ("finish", cache.finish(&dead, &[], &[Bytes::from_static(b"tx:0")]).await),
         ];
@@ -203,10 +203,10 @@ async fn marks_come_back_as_written_and_may_be_written_again(backend: Backend) {
     let reading = cache.begin_reading(&lease, "").await.unwrap();
     let marks = [
         Mark::Untouched,
-        Mark::Sent { table: 7, key: sent("tx:1"), value: sent("a value") },
+        Mark::Sent { table: 7, key: sent("tx:1"), value: sent("a value"), magnitude: 3 },
         Mark::Settled,
         Mark::Unsettled,
-        Mark::Sent { table: 255, key: Digest([255; 8]), value: Digest([254; 8]) },
+        Mark::Sent { table: 255, key: Digest([255; 8]), value: Digest([254; 8]), magnitude: 63 },
     ];
     cache.append_marks(&lease, reading, 0, &marks[..2]).await.unwrap();
     // The answer got lost, so it is done again.
@@ -309,8 +309,8 @@ async fn megabytes_are_read_within_the_budget_and_released(backend: Backend) {
     // The last digit differs, far behind the piece that is looked at first.
     let mut near = values[11].clone().into_bytes();
     *near.last_mut().unwrap() = b'x';
-    let mut sent: Vec<(&str, Digest)> = keys.iter().zip(&values).map(|(key, value)| (*key, sent(value))).collect();
-    sent[11].1 = Digest::of(&near);
+    let mut sent: Vec<Sent<'_>> = keys.iter().zip(&values).map(|(key, value)| row(key, value)).collect();
+    sent[11].value = Digest::of(&near);
     let released = cache.release(&lease, &sent, AfterUpload::Delete).await.unwrap();
     assert_eq!(released, Released { done: 11, rewritten: 1, gone: 0 });
     assert!(matches!(
@@ -326,15 +326,14 @@ async fn release_deletes_what_was_sent_and_nothing_newer(backend: Backend) {
     let lease = lease("a");
     cache.claim(&lease, 1_000).await.unwrap();
     let keys: Vec<String> = (0..RECORDS).map(|n| format!("tx:{n}")).collect();
-    let digests = |n: usize| sent(&format!("{{\"n\":{n}}}"));
-    let records: Vec<(&str, Digest)> = keys.iter().enumerate().map(|(n, key)| (key.as_str(), digests(n))).collect();
+    let records = rows(RECORDS);
 
     // Every seventh is rewritten, every eleventh is gone before its turn.
     let rewritten: Vec<usize> = (0..RECORDS).filter(|n| n % 7 == 0).collect();
     let news: Vec<_> = rewritten.iter().map(|n| record(&keys[*n], "{\"new\":true}")).collect();
     cache.produce(&queue(), &news, LONG).await.unwrap();
-    let early: Vec<(&str, Digest)> =
-        records.iter().enumerate().filter(|(n, _)| n % 7 != 0 && n % 11 == 0).map(|(_, one)| *one).collect();
+    let early: Vec<Sent<'_>> =
+        records.iter().enumerate().filter(|(n, _)| n % 7 != 0 && n % 11 == 0).map(|(_, one)| one.clone()).collect();
     let gone = early.len() as u64;
     assert_eq!(
         cache.release(&lease, &early, AfterUpload::Delete).await.unwrap(),
@@ -396,7 +395,7 @@ async fn a_record_rewritten_again_and_again_is_never_deleted_unsent(backend: Bac
         let mut records = Vec::new();
         for (n, one) in stored.into_iter().enumerate() {
             if let Stored::Value(value) = one {
-                records.push((refs[n], Digest::of(&value)));
+                records.push(Sent::of(refs[n], &value));
                 sent.insert((n, String::from_utf8(value.to_vec()).unwrap()));
             }
         }
@@ -421,9 +420,8 @@ async fn records_that_are_kept_are_remembered_as_sent(backend: Backend) {
     let lease = lease("a");
     cache.claim(&lease, 100).await.unwrap();
     cache.produce(&queue(), &[record("tx:1", "new")], LONG).await.unwrap();
-    let keys: Vec<String> = (0..100).map(|n| format!("tx:{n}")).chain(["gone".to_owned()]).collect();
-    let records: Vec<(&str, Digest)> =
-        keys.iter().enumerate().map(|(n, key)| (key.as_str(), sent(&format!("{{\"n\":{n}}}")))).collect();
+    let mut records = rows(100);
+    records.push(row("gone", "{}"));
     let released = cache.release(&lease, &records, AfterUpload::Keep).await.unwrap();
     assert_eq!(released, Released { done: 99, rewritten: 1, gone: 1 });
     let stored = cache.read(1, &["tx:0", "tx:1"], 1_000, 8 << 20).await.unwrap();
