@@ -134,31 +134,33 @@ pub enum Mark {
 }
 
 impl Mark {
-    /// Bytes of one stored mark: a tag (with the magnitude in its upper bits), a table number, two digests.
-    pub const SIZE: usize = 18;
+    /// Bytes of one stored mark: a tag, a table number, two digests, a magnitude.
+    pub const SIZE: usize = 19;
 
     /// Appends the stored form to `out`.
     pub fn write(self, out: &mut Vec<u8>) {
-        let (tag, table, key, value) = match self {
-            Self::Untouched => (0, 0, Digest::default(), Digest::default()),
-            Self::Sent { table, key, value, magnitude } => (1 | magnitude << 2, table, key, value),
-            Self::Settled => (2, 0, Digest::default(), Digest::default()),
-            Self::Unsettled => (3, 0, Digest::default(), Digest::default()),
+        let none = Digest::default();
+        let (tag, table, key, value, magnitude) = match self {
+            Self::Untouched => (0, 0, none, none, 0),
+            Self::Sent { table, key, value, magnitude } => (1, table, key, value, magnitude),
+            Self::Settled => (2, 0, none, none, 0),
+            Self::Unsettled => (3, 0, none, none, 0),
         };
         out.extend_from_slice(&[tag, table]);
         out.extend_from_slice(&key.0);
         out.extend_from_slice(&value.0);
+        out.push(magnitude);
     }
 
     /// Reads stored marks; a torn last one is left out.
     pub fn read_all(bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
         let digest = |bytes: &[u8]| Digest(bytes.try_into().expect("a chunk is SIZE bytes"));
-        bytes.chunks_exact(Self::SIZE).map(move |mark| match mark[0] & 3 {
+        bytes.chunks_exact(Self::SIZE).map(move |mark| match mark[0] {
             1 => Self::Sent {
                 table: mark[1],
                 key: digest(&mark[2..10]),
-                value: digest(&mark[10..]),
-                magnitude: mark[0] >> 2,
+                value: digest(&mark[10..18]),
+                magnitude: mark[18].min(63),
             },
             2 => Self::Settled,
             3 => Self::Unsettled,

@@ -18,7 +18,7 @@ use super::{RedisSettings, errors};
 use crate::cache::CacheError;
 
 /// How many connections of a database are lent out at a time. Who holds one must not ask for another.
-const LANES: usize = 4;
+const LANES: usize = 8;
 /// How often a request is sent again when its connection turns out to be dead.
 const REPEATS: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

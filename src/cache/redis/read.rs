@@ -13,7 +13,7 @@ use crate::cache::{CacheError, Stored};
 
 /// The most keys of one request: Redis answers this many in 0.3 milliseconds, and has time for others then.
 const KEYS_AT_A_TIME: usize = 250;
-/// How many requests are under way at a time.
+/// The most requests that are under way at a time.
 const REQUESTS: usize = 2;
 /// Bytes of values that a request should bring.
 const REQUEST_BYTES: usize = 512 << 10;
@@ -68,9 +68,10 @@ async fn attempt(
     max_total: u64,
 ) -> Result<Vec<Stored>, CacheError> {
     let at_a_time = database.pace.keys();
+    let requests = usize::try_from(max_total).map_or(REQUESTS, |total| (total / REQUEST_BYTES).clamp(1, REQUESTS));
     // Over several connections, because Redis writes 64 KiB to each before it looks at the next.
-    let parts = keys.chunks(at_a_time).take(REQUESTS).enumerate().map(async |(number, keys)| {
-        let mut left = max_total / REQUESTS as u64;
+    let parts = keys.chunks(at_a_time).take(requests).enumerate().map(async |(number, keys)| {
+        let mut left = max_total / requests as u64;
         // The very first may be as long as it likes, or a long one would never come.
         let mut first = number == 0;
         let keep = |length: usize| {
@@ -83,7 +84,7 @@ async fn attempt(
         };
         values(database, keys, keep).await
     });
-    let mut stored = Vec::with_capacity(REQUESTS * at_a_time);
+    let mut stored = Vec::with_capacity(requests * at_a_time);
     let (mut silent, mut long, mut total) = (Vec::new(), None, 0);
     for (position, answer) in try_join_all(parts).await?.into_iter().flatten().enumerate() {
         stored.push(match answer {

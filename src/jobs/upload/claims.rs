@@ -75,6 +75,8 @@ pub(super) struct Claims {
     deferred: HashSet<u32>,
     /// Whether the batch may still take entries from the queue.
     claiming: bool,
+    /// The most entries of the batch.
+    rows: u64,
     position: u64,
     /// Entries handed out for each table, against its cap.
     taken: Vec<u64>,
@@ -94,7 +96,8 @@ impl Claims {
     ) -> Self {
         let taken = vec![0; legs.len()];
         let buried = buried.into_iter().collect();
-        Self { run, lease, legs, buried, deferred, claiming, position: 0, taken, volume }
+        let rows = run.batch_rows();
+        Self { run, lease, legs, buried, deferred, claiming, rows, position: 0, taken, volume }
     }
 
     /// The next stretch of the batch; `None` at its end.
@@ -105,12 +108,11 @@ impl Claims {
 
     async fn entries(&mut self) -> Result<Vec<Bytes>, CacheError> {
         let cache = &self.run.ctx.cache;
-        let limits = &self.run.limits;
         if !self.claiming {
             return patience::cache(|| cache.entries(&self.lease, self.position, STRETCH)).await;
         }
-        let left = u64::from(limits.max_rows).saturating_sub(self.position).min(self.run.quota());
-        let left = left.min(self.volume.room(self.position, limits.max_bytes.0));
+        let room = self.volume.room(self.position, self.run.limits.max_bytes.0);
+        let left = self.rows.saturating_sub(self.position).min(self.run.quota()).min(room);
         if left == 0 {
             return Ok(Vec::new());
         }

@@ -1,11 +1,11 @@
-//! One gzip stream whose parts are compressed on several threads.
+//! One gzip stream whose parts are compressed independently of each other.
 //!
 //! Each part becomes raw deflate blocks that refer to nothing outside the part and end on a byte boundary, so the parts can
 //! be joined in any number (RFC 1951 §3.2.4, RFC 1952). One member, not several: not every reader of gzip goes on after the
 //! first.
 
 use crc32fast::Hasher;
-use flate2::{Compress, Compression, FlushCompress, Status};
+use flate2::{Compress, Compression, FlushCompress};
 
 /// A compressed part.
 pub(super) struct Part {
@@ -15,24 +15,46 @@ pub(super) struct Part {
     len: u64,
 }
 
-/// Compresses a part. Level 1: the network, not the disk, is what it saves, and level 3 costs a third of the speed.
-pub(super) fn compress(plain: &[u8]) -> Part {
-    let mut deflate = Compress::new(Compression::new(1), false);
-    let mut bytes = Vec::with_capacity(plain.len() / 3 + 64);
-    let mut rest = plain;
-    loop {
-        let before = deflate.total_in();
-        let status = deflate.compress_vec(rest, &mut bytes, FlushCompress::Full).expect("deflate cannot fail");
-        rest = &rest[usize::try_from(deflate.total_in() - before).expect("it fits, it is part of a slice")..];
-        // Output space left over means that the flush is complete.
-        if rest.is_empty() && bytes.len() < bytes.capacity() && status != Status::StreamEnd {
-            break;
-        }
-        bytes.reserve(plain.len() / 8 + 64);
+/// A part that is being compressed. Level 1: the network, not the disk, is what it saves, and level 3 costs a third of the
+/// speed.
+pub(super) struct Compressor {
+    deflate: Compress,
+    part: Part,
+}
+
+impl Compressor {
+    pub(super) fn new() -> Self {
+        let part = Part { bytes: Vec::new(), crc: Hasher::new(), len: 0 };
+        Self { deflate: Compress::new(Compression::new(1), false), part }
     }
-    let mut crc = Hasher::new();
-    crc.update(plain);
-    Part { bytes, crc, len: plain.len() as u64 }
+
+    /// Adds to the part.
+    pub(super) fn push(&mut self, plain: &[u8]) {
+        self.part.crc.update(plain);
+        self.part.len += plain.len() as u64;
+        self.deflate(plain, FlushCompress::None);
+    }
+
+    /// Ends the part.
+    pub(super) fn finish(mut self) -> Part {
+        self.deflate(&[], FlushCompress::Full);
+        self.part
+    }
+
+    fn deflate(&mut self, mut plain: &[u8], flush: FlushCompress) {
+        let bytes = &mut self.part.bytes;
+        loop {
+            bytes.reserve(plain.len() / 4 + 64);
+            let before = self.deflate.total_in();
+            self.deflate.compress_vec(plain, bytes, flush).expect("deflate cannot fail");
+            let taken = self.deflate.total_in() - before;
+            plain = &plain[usize::try_from(taken).expect("it fits, it is part of a slice")..];
+            // Output space left over means that nothing waits to be written.
+            if plain.is_empty() && bytes.len() < bytes.capacity() {
+                break;
+            }
+        }
+    }
 }
 
 /// The stream around the parts.
@@ -76,7 +98,10 @@ mod tests {
 
     fn joined(parts: &[Vec<u8>]) -> Vec<u8> {
         let (mut stream, mut bytes) = (Stream::default(), Stream::HEADER.to_vec());
-        for part in parts.iter().map(|plain| compress(plain)) {
+        for plain in parts {
+            let mut part = Compressor::new();
+            plain.chunks(1_000).for_each(|some| part.push(some));
+            let part = part.finish();
             stream.push(&part);
             bytes.extend_from_slice(&part.bytes);
         }

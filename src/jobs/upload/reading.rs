@@ -1,6 +1,6 @@
 //! One reading: a pass over a batch's records that builds and sends one load for each table that still needs one.
 //!
-//! Three stages work at once: a task claims, reads and judges ([`Source`]), blocking threads encode and compress ([`Plan`]), and
+//! Three stages work at once: a task claims, reads and judges ([`Source`]), others encode and compress ([`Plan`]), and
 //! this one, in queue order, keeps the dead letters, writes the marks and sends the bytes. What a mark says is in the cache before
 //! the load it belongs to is committed.
 

@@ -1,7 +1,7 @@
 //! One run of an upload over one queue: what its batches share, and what they came to.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
@@ -77,6 +77,8 @@ pub(super) struct Run {
     /// How many entries this run may still claim: as many as waited when it began. What comes in later is the next run's, or
     /// a queue that is filled all day would be drained in tiny loads all day.
     quota: AtomicU64,
+    /// Whether it has claimed any.
+    begun: AtomicBool,
     tally: Arc<Mutex<Tally>>,
 }
 
@@ -153,7 +155,7 @@ impl Run {
         lease: Span,
         tally: Arc<Mutex<Tally>>,
     ) -> Self {
-        Self { ctx, queue, tables, limits, lease, quota: AtomicU64::new(0), tally }
+        Self { ctx, queue, tables, limits, lease, quota: AtomicU64::new(0), begun: AtomicBool::new(false), tally }
     }
 
     /// Sets how many entries this run may claim.
@@ -169,6 +171,15 @@ impl Run {
     /// Notes that entries were claimed.
     pub(super) fn claimed(&self, entries: u64) {
         self.allow(self.quota().saturating_sub(entries));
+        self.begun.fetch_or(entries > 0, Ordering::Relaxed);
+    }
+
+    /// How many entries the next batch may take. The first of several takes half: while it is read, there is nothing yet that could
+    /// be loaded or released meanwhile.
+    pub(super) fn batch_rows(&self) -> u64 {
+        let most = u64::from(self.limits.max_rows);
+        let first_of_several = !self.begun.load(Ordering::Relaxed) && self.quota() > most;
+        if first_of_several { most.div_ceil(2) } else { most }
     }
 
     /// The dataset that a key belongs to: of several that match, the one whose pattern says most.

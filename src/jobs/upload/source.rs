@@ -64,9 +64,8 @@ impl Source {
         let judge = async move {
             while let Some(piece) = pieces.recv().await {
                 let work = self.judge(piece).await?;
-                let plan = Arc::clone(&plan);
                 let Ok(place) = out.reserve().await else { break };
-                place.send(tokio::task::spawn_blocking(move || plan.encode(work)));
+                place.send(tokio::spawn(Arc::clone(&plan).encode(work)));
             }
             Ok(())
         };

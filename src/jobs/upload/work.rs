@@ -1,19 +1,23 @@
-//! The middle of a reading: a stretch of a batch's entries with their values, judged, encoded and compressed on a thread of
-//! its own.
+//! The middle of a reading: a stretch of a batch's entries with their values, encoded and compressed.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use tokio::task::yield_now;
 use ulid::Ulid;
 
-use super::gzip::{self, Part};
+use super::gzip::{Compressor, Part};
 use super::record::{Encoder, Rejection};
 use super::shape::{Fields, Shape};
 use super::table::Table;
 use super::timestamp;
 use crate::cache::{Digest, Mark, QueueRef, magnitude};
 use crate::history::DeadLetter;
+
+/// Bytes of rows that are encoded and compressed in one go: a quarter of a millisecond, and then there may be answers of Redis to
+/// read, and requests to send.
+const AT_A_TIME: usize = 32 << 10;
 
 /// A stretch of entries, in queue order, with the values that are to become rows.
 pub(super) struct Work {
@@ -86,18 +90,16 @@ pub(super) struct Rows {
 }
 
 impl Plan {
-    /// Encodes. Takes milliseconds: not on a thread that others wait for.
-    pub(super) fn encode(&self, mut work: Work) -> Done {
+    /// Encodes and compresses, and every now and then lets others have the thread.
+    pub(super) async fn encode(self: Arc<Self>, mut work: Work) -> Done {
         let ingested_at = timestamp::canonical(self.at.naive_utc());
         let mut rows = Vec::with_capacity(self.tables.len());
         for (number, (table, shape)) in self.tables.iter().enumerate() {
             let number = u8::try_from(number).expect("a job has fewer than 256 datasets");
             let encoder = Encoder { dataset: &table.dataset, shape, ingested_at: &ingested_at };
-            let items = work.items.iter().filter(|item| item.table == number);
-            let size: usize = items.clone().map(|item| item.value.len() + 128).sum();
-            let mut plain = Vec::with_capacity(size);
+            let (mut plain, mut part) = (Vec::with_capacity(2 * AT_A_TIME), None);
             let (mut index, mut lacking) = (Vec::new(), Fields::default());
-            for item in items {
+            for item in work.items.iter().filter(|item| item.table == number) {
                 let before = plain.len();
                 match encoder.encode(&item.value, &mut lacking, &mut plain) {
                     Ok(()) if plain.len() > before => {
@@ -105,8 +107,8 @@ impl Plan {
                             u32::try_from(work.start).expect("a batch has fewer than 2^32 entries") + item.at as u32;
                         index.push((position, u32::try_from(plain.len() - before).expect("a row is at most a few MB")));
                         let (key, value) = item.digests;
-                        work.marks[item.at] =
-                            Mark::Sent { table: number, key, value, magnitude: magnitude(&item.value) };
+                        let magnitude = magnitude(&item.value);
+                        work.marks[item.at] = Mark::Sent { table: number, key, value, magnitude };
                     }
                     // It waits for new columns: this reading does not send it.
                     Ok(()) => {}
@@ -120,8 +122,16 @@ impl Plan {
                         rejection,
                     }),
                 }
+                if plain.len() >= AT_A_TIME {
+                    part.get_or_insert_with(Compressor::new).push(&plain);
+                    plain.clear();
+                    yield_now().await;
+                }
             }
-            let part = (lacking.is_empty() && !plain.is_empty()).then(|| gzip::compress(&plain));
+            if !plain.is_empty() {
+                part.get_or_insert_with(Compressor::new).push(&plain);
+            }
+            let part = part.filter(|_| lacking.is_empty()).map(Compressor::finish);
             rows.push(Rows { part, index, lacking });
         }
         let letters = work.rejected.into_iter().map(|rejected| (rejected.at, self.letter(rejected))).collect();

@@ -283,7 +283,8 @@ async fn reading_stops_where_the_budget_ends(backend: Backend) {
             at += stored.len();
             reads += 1;
         }
-        assert!(reads <= 30_usize.div_ceil(at_most) + 1, "{reads} reads for {budget} bytes each");
+        // However large the budget, Redis is not asked for more than half a megabyte at a time.
+        assert!(reads <= 30_usize.div_ceil(at_most.min(5)) + 1, "{reads} reads for {budget} bytes each");
     }
 }
 
