@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() {
     let seconds = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(20);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     runtime.expect("a runtime can be built").block_on(async {
         println!("start lateness of an every-second job over {seconds} s, in ms");
         let (ours, theirs) = tokio::join!(ours_every_second(seconds), theirs_every_second(seconds));

@@ -1,5 +1,5 @@
 //! The cache in Redis. What is in which key is written in `cache/mod.rs`; what happens in one atomic step is a Lua script in
-//! `redis/lua`; releasing records, which compares long values, is in `redis/release.rs`; connections are in `redis/link.rs` and
+//! `redis/lua`; reading and releasing records are in `redis/read.rs` and `redis/release.rs`; connections are in `redis/link.rs` and
 //! `redis/wire.rs`.
 
 mod errors;

@@ -28,6 +28,8 @@ const CHUNK_BYTES: u64 = 512 << 10;
 const TRIES: u32 = 8;
 /// How often a lane that turns out to be dead is replaced.
 const LANES_LOST: u32 = 2;
+/// Strings of so many bytes are taken whatever they are: the name of the lease's owner is one.
+const SHORT: usize = 4_096;
 /// Bytes of values that travel back at a time when Redis is full.
 const BACK_AT_A_TIME: u64 = 1 << 20;
 
@@ -55,14 +57,13 @@ pub(super) async fn release(
 /// Neighbours that are looked at together: their values come in one answer, so their lengths count.
 fn chunks(records: &[Sent<'_>]) -> VecDeque<Chunk> {
     let mut chunks = VecDeque::with_capacity(records.len() / CHUNK + 1);
-    let (mut start, mut bytes) = (0, 0);
+    let (mut start, mut bytes) = (0, 0_u64);
     for (position, record) in records.iter().enumerate() {
-        let length = 1 << record.magnitude;
-        if position - start == CHUNK || (position > start && bytes + length > CHUNK_BYTES) {
+        bytes = bytes.saturating_add(1 << record.magnitude);
+        if position - start == CHUNK || (position > start && bytes > CHUNK_BYTES) {
             chunks.push_back(Chunk { range: start..position, tries: 0 });
-            (start, bytes) = (position, 0);
+            (start, bytes) = (position, 1 << record.magnitude);
         }
-        bytes += length;
     }
     if start < records.len() {
         chunks.push_back(Chunk { range: start..records.len(), tries: 0 });
@@ -157,7 +158,10 @@ impl Work<'_> {
         if let Some(next) = next {
             self.look(next, &mut commands);
         }
-        let mut answers = lane.send(&commands).await?;
+        // What has become longer than anything that was sent is another value; nobody need hold it.
+        let records = next.map(|next| &self.records[next.range.clone()]).unwrap_or_default();
+        let longest = records.iter().map(|record| 1 << record.magnitude).fold(SHORT, usize::max);
+        let mut answers = lane.exchange(commands.as_bytes(), commands.len(), &mut |length| length <= longest).await?;
         let looked = answers.split_off(committed.min(answers.len()));
         let verdict = self.verdict(&answers)?;
         let found = match next {
@@ -184,8 +188,10 @@ impl Work<'_> {
     fn compare(&self, chunk: &Chunk, answers: Vec<Answer>) -> Result<Compared, CacheError> {
         let mut answers = answers.into_iter();
         let (watched, owner, values) = (answers.next(), answers.next(), answers.next());
-        if let Some(Answer::Error(error)) = watched.as_ref().or(values.as_ref()) {
-            return Err(errors::from_server(&self.database.server, error));
+        for answer in [&watched, &owner, &values] {
+            if let Some(Answer::Error(error)) = answer {
+                return Err(errors::from_server(&self.database.server, error));
+            }
         }
         // Whoever holds the lease now is not us; the lane closes with all that it watches.
         if owner.and_then(bytes).as_deref() != Some(self.lease.owner.as_bytes()) {
@@ -197,12 +203,12 @@ impl Work<'_> {
             return Err(errors::not_a_redis(&self.database.server, "MGET without a list"));
         };
         for (position, value) in chunk.range.clone().zip(values) {
-            match bytes(value) {
-                Some(value) if Digest::of(&value) == self.records[position].value => {
-                    compared.equal.push((position, -1))
+            match value {
+                Answer::Text(value) if Digest::of(&value) == self.records[position].value => {
+                    compared.equal.push((position, -1));
                 }
-                Some(_) => compared.rewritten += 1,
-                None => compared.gone += 1,
+                Answer::Text(_) | Answer::Skipped(_) => compared.rewritten += 1,
+                _ => compared.gone += 1,
             }
         }
         let lives: Vec<i64> = answers.map(|life| if let Answer::Number(life) = life { life } else { -1 }).collect();

@@ -134,13 +134,8 @@ impl Wire {
         self.stream.read_buf(&mut self.buffer).now_or_never().is_none().then_some(self)
     }
 
-    /// Sends commands in one go and waits for all answers, each in its place; an error of the server is one. After any other
-    /// error the connection is of no more use.
-    pub(super) async fn send(&mut self, commands: &Commands) -> Result<Vec<Answer>, RedisError> {
-        self.exchange(&commands.bytes, commands.count, &mut |_| true).await
-    }
-
-    /// The same, for commands that were written elsewhere. Of the strings, those are kept whose length `keep` agrees to.
+    /// Sends commands in one go and waits for all answers, each in its place; an error of the server is one. Of the strings,
+    /// those are kept whose length `keep` agrees to. After any other error the connection is of no more use.
     pub(super) async fn exchange(
         &mut self,
         commands: &[u8],

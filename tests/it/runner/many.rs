@@ -13,7 +13,7 @@ use super::bench::{Notebook, due, eventually, job, rows, runner, warehouse};
 use super::done;
 use crate::support::postgres::Postgres;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn ten_thousand_runs_that_are_due_at_once_all_start_once() {
     const COUNT: usize = 10_000;
     let folder = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ async fn ten_thousand_runs_that_are_due_at_once_all_start_once() {
     assert_eq!((rows.len(), ended), (COUNT, COUNT), "every end is recorded");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn two_replicas_on_one_postgres_never_run_the_same_slot_twice() {
     const JOBS: usize = 12;
     const SLOTS: i32 = 15;
@@ -111,7 +111,7 @@ async fn two_replicas_on_one_postgres_never_run_the_same_slot_twice() {
     assert!(starts.values().all(|count| *count == SLOTS as u32), "each slot ran once: {starts:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_replica_takes_over_what_another_one_left_when_it_stopped() {
     let database = Postgres::database().await;
     let folder = tempfile::tempdir().unwrap();
