@@ -340,8 +340,8 @@ impl Sink {
     }
 }
 
-/// Ends a run: counts what is not counted yet, says what came in, and forgets it.
-async fn settle(State(sink): State<Shared>) -> Json {
+/// Ends a run: counts what is not counted yet, says what came in, and forgets it; with `?forget` it was no rehearsal either.
+async fn settle(State(sink): State<Shared>, uri: Uri) -> Json {
     let mut sink = lock(&sink);
     let run = std::mem::take(&mut sink.run);
     let mut rows: BTreeMap<String, u64> = BTreeMap::new();
@@ -359,7 +359,7 @@ async fn settle(State(sink): State<Shared>) -> Json {
         let inserted: u64 = requests.iter().map(|body| count_inserted(body)).sum();
         *rows.entry(table.clone()).or_default() += inserted;
     }
-    sink.rehearsed = rehearsed;
+    sink.rehearsed = if uri.query() == Some("forget") { HashMap::new() } else { rehearsed };
     Json(json!({
         "rows": rows, "loads": run.loads.len(), "requests": run.requests, "bytes": run.bytes,
         "wrong_answers": wrong,

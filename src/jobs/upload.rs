@@ -29,17 +29,13 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 
 use self::batch::Batch;
-use self::run::{Limits, Run, Tally, UploadError};
+use self::run::{Limits, Run, Tally, Turns, UploadError};
 use super::datasets::Datasets;
 use super::kind::{JobContext, JobError, JobKind, Outcome, Plan};
 use crate::units::Span;
-
-/// Batches that may be open at once: one that is read, and others that wait for the warehouse or release their records.
-const OPEN: usize = 5;
 
 /// Drains the queues of its datasets.
 #[derive(Deserialize)]
@@ -119,10 +115,19 @@ impl JobKind for Upload {
 impl Upload {
     /// One [`Run`] for each queue.
     fn runs(&self, ctx: &JobContext, tally: &Arc<Mutex<Tally>>) -> Vec<Arc<Run>> {
+        let turns = Arc::new(Turns::default());
         let queues = run::queues(&self.datasets, &ctx.datasets).into_iter();
         queues
             .map(|(queue, tables)| {
-                Arc::new(Run::new(ctx.clone(), queue, tables, self.batch, self.lease, Arc::clone(tally)))
+                Arc::new(Run::new(
+                    ctx.clone(),
+                    queue,
+                    tables,
+                    self.batch,
+                    self.lease,
+                    Arc::clone(tally),
+                    Arc::clone(&turns),
+                ))
             })
             .collect()
     }
@@ -138,8 +143,7 @@ impl Upload {
         tally.lock().expect("nobody panics while holding the tally").progress.total = total;
         // All queues at once, and their batches in turns: while one batch waits for the warehouse, or lets go of its records, the
         // next is read. A queue that fails does not keep the others from being drained.
-        let turns = Turns { reading: tokio::sync::Mutex::default(), open: Arc::new(Semaphore::new(OPEN)) };
-        let results = join_all(runs.iter().map(|run| drain(run, &turns))).await;
+        let results = join_all(runs.iter().map(drain)).await;
         for (run, result) in runs.iter().zip(&results) {
             if let Err(error) = result {
                 tracing::error!(%error, queue = %run.queue, "the queue could not be drained");
@@ -149,22 +153,14 @@ impl Upload {
     }
 }
 
-/// What keeps memory bounded while queues are drained side by side.
-struct Turns {
-    /// Held by the queue of which a batch is read.
-    reading: tokio::sync::Mutex<()>,
-    /// One permit for each open batch.
-    open: Arc<Semaphore>,
-}
-
 /// Drains one queue: what dead processes left, then what waits, then what other processes left meanwhile.
-async fn drain(run: &Arc<Run>, turns: &Turns) -> Result<(), UploadError> {
-    recover(run, turns, false).await?;
+async fn drain(run: &Arc<Run>) -> Result<(), UploadError> {
+    recover(run, false).await?;
     let mut waiting: JoinSet<Result<(), UploadError>> = JoinSet::new();
     let mut result = Ok(());
     while result.is_ok() && !run.ctx.stopping.is_cancelled() {
-        let permit = Arc::clone(&turns.open).acquire_owned().await.expect("nobody closes the semaphore");
-        let turn = turns.reading.lock().await;
+        let permit = Arc::clone(&run.turns.open).acquire_owned().await.expect("nobody closes the semaphore");
+        let turn = run.turns.reading.lock().await;
         match Batch::claim(run).await {
             Ok(None) => break,
             Ok(Some((batch, sent))) => {
@@ -184,7 +180,7 @@ async fn drain(run: &Arc<Run>, turns: &Turns) -> Result<(), UploadError> {
         result = result.and(settled(finished));
     }
     result?;
-    if run.ctx.stopping.is_cancelled() { Ok(()) } else { recover(run, turns, true).await }
+    if run.ctx.stopping.is_cancelled() { Ok(()) } else { recover(run, true).await }
 }
 
 fn settled(finished: Result<Result<(), UploadError>, JoinError>) -> Result<(), UploadError> {
@@ -209,7 +205,7 @@ pub async fn retry_dead_letter(
 
 /// Finishes batches that dead processes left. `patiently`: waits a little longer than a lease for those that are held, and
 /// for what they made other batches put off; what is still held after that has a living owner.
-async fn recover(run: &Arc<Run>, turns: &Turns, patiently: bool) -> Result<(), UploadError> {
+async fn recover(run: &Arc<Run>, patiently: bool) -> Result<(), UploadError> {
     let cache = &run.ctx.cache;
     let mut tick = tokio::time::interval(run.lease.0 / 8);
     for _ in 0..if patiently { 10 } else { 1 } {
@@ -223,7 +219,7 @@ async fn recover(run: &Arc<Run>, turns: &Turns, patiently: bool) -> Result<(), U
             break;
         }
         for batch in left.iter().filter(|batch| !batch.leased) {
-            let _turn = turns.reading.lock().await;
+            let _turn = run.turns.reading.lock().await;
             finish_for(run, &batch.batch).await?;
         }
     }

@@ -21,6 +21,7 @@ macro_rules! suite {
 }
 
 mod on_redis;
+mod reading;
 mod sealing;
 mod suite;
 

@@ -156,7 +156,9 @@ impl Batch {
                 return Ok(());
             }
         }
+        let turn = self.run.turns.releasing.lock().await;
         super::acknowledge::acknowledge(self).await?;
+        drop(turn);
         self.run.tally(|tally| tally.batches += 1);
         Ok(())
     }

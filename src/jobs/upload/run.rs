@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use super::super::datasets::Datasets;
 use super::super::kind::{Finding, JobContext, ProgressReport};
@@ -65,6 +66,25 @@ impl UploadError {
     }
 }
 
+/// Batches that may be open at once: one that is read, one that releases its records, and others that wait for the warehouse.
+const OPEN: usize = 5;
+
+/// What keeps memory and the load on the cache bounded while queues are drained side by side.
+pub(super) struct Turns {
+    /// Held while a batch is read.
+    pub(super) reading: tokio::sync::Mutex<()>,
+    /// Held while a batch releases its records.
+    pub(super) releasing: tokio::sync::Mutex<()>,
+    /// One permit for each open batch.
+    pub(super) open: Arc<Semaphore>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { reading: Default::default(), releasing: Default::default(), open: Arc::new(Semaphore::new(OPEN)) }
+    }
+}
+
 /// What the batches of one queue share.
 pub(super) struct Run {
     pub(super) ctx: JobContext,
@@ -80,6 +100,8 @@ pub(super) struct Run {
     /// Whether it has claimed any.
     begun: AtomicBool,
     tally: Arc<Mutex<Tally>>,
+    /// Shared with the other queues of the job.
+    pub(super) turns: Arc<Turns>,
 }
 
 /// What a run came to so far, over all its queues.
@@ -154,8 +176,19 @@ impl Run {
         limits: Limits,
         lease: Span,
         tally: Arc<Mutex<Tally>>,
+        turns: Arc<Turns>,
     ) -> Self {
-        Self { ctx, queue, tables, limits, lease, quota: AtomicU64::new(0), begun: AtomicBool::new(false), tally }
+        Self {
+            ctx,
+            queue,
+            tables,
+            limits,
+            lease,
+            quota: AtomicU64::new(0),
+            begun: AtomicBool::new(false),
+            tally,
+            turns,
+        }
     }
 
     /// Sets how many entries this run may claim.

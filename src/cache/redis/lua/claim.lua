@@ -11,21 +11,15 @@ if held then
     return redis.call('LRANGE', KEYS[4], start, -1)
   end
 end
-local entries = redis.call('LRANGE', KEYS[2], -ARGV[4], -1)
-local n = #entries
-if n == 0 then
-  return entries
+-- Oldest first. Before the writes that need memory, for the reason given in held.lua.
+local entries = redis.call('RPOP', KEYS[2], ARGV[4])
+if not entries then
+  return {}
 end
--- Before the writes that need memory, for the reason given in held.lua.
-redis.call('LTRIM', KEYS[2], 0, -(n + 1))
 if not held then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
   redis.call('SADD', KEYS[3], ARGV[3])
 end
-for i = 1, math.floor(n / 2) do
-  entries[i], entries[n + 1 - i] = entries[n + 1 - i], entries[i]
-end
-local start = redis.call('LLEN', KEYS[4])
-redis.call('RPUSH', KEYS[4], unpack(entries))
+local start = redis.call('RPUSH', KEYS[4], unpack(entries)) - #entries
 redis.call('HSET', KEYS[5], 'claim', ARGV[5] .. ':' .. start)
 return entries
