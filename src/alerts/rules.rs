@@ -131,7 +131,6 @@ pub fn run_missed(subject: &Subject, missed: &Missed) -> Vec<AlertChange> {
             "the history database was away, and the job waits for it (when_db_down = \"wait\")"
         }
         MissedCause::ClockJump => "the machine's clock jumped over it",
-        MissedCause::ShuttingDown => "the daemon was shutting down",
     };
     let job = &subject.job;
     let when = words::near(missed.first, missed.at);

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table};
 
 use super::output::{Output, Paint};
 use super::times::{duration, instant, number, relative};
@@ -37,7 +37,11 @@ impl Sheet {
     }
 
     /// The text. Colours are put in last, because a table that measures its cells must not see them.
-    fn finish(self, out: &Output) -> String {
+    fn finish(mut self, out: &Output) -> String {
+        // The first column is what people copy: a name or an id, which stays in one piece however narrow the terminal is.
+        if let Some(column) = self.table.column_mut(0) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
         let mut text = self.table.to_string();
         for (word, paint) in self.painted {
             let (cell, coloured) = (format!(" {word} "), format!(" {} ", out.paint(paint, &word)));

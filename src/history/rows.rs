@@ -95,8 +95,6 @@ words! {
         DatabaseAway = "database_away",
         /// The wall clock jumped over it.
         ClockJump = "clock_jump",
-        /// The daemon was shutting down.
-        ShuttingDown = "shutting_down",
     }
 }
 
