@@ -1,6 +1,8 @@
 //! What Redis and the network say, turned into what a caller can do about it.
 
+use std::error::Error;
 use std::io;
+use std::sync::Arc;
 
 use ::redis::{ErrorKind, RedisError, ServerError};
 
@@ -97,7 +99,9 @@ fn classify(server: &str, code: &str, said: &str) -> CacheError {
 }
 
 fn io_error(error: &RedisError) -> Option<&io::Error> {
-    std::error::Error::source(error)?.downcast_ref()
+    // The crate keeps it in an `Arc`, which is an error itself.
+    let kept: &Arc<dyn Error + Send + Sync> = error.source()?.downcast_ref()?;
+    kept.downcast_ref()
 }
 
 /// At most the first line, and of that 200 characters.
@@ -108,6 +112,18 @@ fn first_words(said: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_tls_says_is_told_with_its_cure() {
+        let error = io::Error::new(io::ErrorKind::InvalidData, "invalid peer certificate: UnknownIssuer");
+        let error = from_client("example:6379/0", &error.into());
+        assert!(matches!(&error, CacheError::Refused { cure, .. } if cure.contains("certificate")), "{error:?}");
+        let error = io::Error::new(io::ErrorKind::TimedOut, "no answer to the TLS greeting");
+        let error = from_client("example:6379/0", &error.into());
+        assert!(matches!(&error, CacheError::Unreachable { reason, .. } if reason.contains("greeting")), "{error:?}");
+        let error = from_client("example:6379/0", &io::Error::from(io::ErrorKind::TimedOut).into());
+        assert!(matches!(&error, CacheError::Unreachable { reason, .. } if reason == "no answer in time"), "{error:?}");
+    }
 
     #[test]
     fn every_answer_of_redis_has_its_class() {

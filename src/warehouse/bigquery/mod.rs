@@ -95,7 +95,10 @@ impl BigQuery {
         let BigQuerySettings { project, credentials, emulator, location, timeouts } = settings;
         let name = match &emulator {
             Some(address) => {
-                format!("BigQuery project {project} (BIGQUERY_EMULATOR_HOST={})", address.origin().ascii_serialization())
+                format!(
+                    "BigQuery project {project} (BIGQUERY_EMULATOR_HOST={})",
+                    address.origin().ascii_serialization()
+                )
             }
             None => format!("BigQuery project {project}"),
         };
