@@ -100,7 +100,10 @@ pub(super) fn what_happened(run: &Run) -> String {
             None => breached.push((name, value)),
         }
     }
-    let breached = breached.iter().map(|(name, value)| format!("{} {}", value, name.replace('_', " ")));
+    let breached = breached.iter().map(|(name, value)| {
+        let name = if *value == 1.0 { name.strip_suffix('s').unwrap_or(name) } else { name };
+        format!("{value} {}", name.replace('_', " "))
+    });
     let cause = run.cause.map(|cause| cause.as_str().replace('_', " "));
     let parts = [cause, run.error.clone()].into_iter().flatten().chain(breached);
     shorten(&parts.collect::<Vec<_>>().join("; "), MAX_TEXT)
