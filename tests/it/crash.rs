@@ -108,6 +108,7 @@ struct Stage {
     rig: Rig,
     env: BTreeMap<&'static str, String>,
     folders: Vec<tempfile::TempDir>,
+    settings: String,
 }
 
 impl Stage {
@@ -130,7 +131,7 @@ impl Stage {
             ("BIGQUERY_PROJECT", project.name.clone()),
             ("BIGQUERY_EMULATOR_HOST", project.address()),
         ]);
-        Self { rig, env, folders: Vec::new() }
+        Self { rig, env, folders: Vec::new(), settings: format!("{DATASETS}\n{JOB}") }
     }
 
     /// A start on a new machine, held at a failpoint, or at none.
@@ -138,7 +139,7 @@ impl Stage {
         let folder = tempfile::tempdir().unwrap();
         let mut env = self.env.clone();
         env.extend(failpoint.map(|failpoint| ("LAMPLIGHTER_FAILPOINT", failpoint)));
-        let daemon = Daemon::start_with(folder.path(), &format!("{DATASETS}\n{JOB}"), &env, &["run", "upload"]);
+        let daemon = Daemon::start_with(folder.path(), &self.settings, &env, &["run", "upload"]);
         self.folders.push(folder);
         daemon
     }
@@ -242,6 +243,26 @@ async fn killed_at_every_step_nothing_is_lost_or_doubled() {
         // Some records are written anew while nobody is there.
         for number in (0..60).step_by(7) {
             produce(&stage.rig.cache, &produced, number).await;
+        }
+        stage.finish().await;
+        stage.compare(&produced.into_inner().unwrap()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_its_datasets_renamed_nothing_is_lost_or_doubled() {
+    for failpoint in ["before-commit", "committed", "loaded", "acknowledging"] {
+        let mut stage = Stage::new().await;
+        let produced = Mutex::new(Produce::default());
+        for number in 0..60 {
+            produce(&stage.rig.cache, &produced, number).await;
+        }
+        let mut daemon = stage.start(Some(failpoint.to_owned()));
+        daemon.wait_for("failpoint reached").await;
+        daemon.kill().await;
+        for name in ["transactions", "predictions", "scored"] {
+            stage.settings = stage.settings.replace(&format!("datasets.{name}]"), &format!("datasets.new_{name}]"));
+            stage.settings = stage.settings.replace(&format!("\"{name}\""), &format!("\"new_{name}\""));
         }
         stage.finish().await;
         stage.compare(&produced.into_inner().unwrap()).await;

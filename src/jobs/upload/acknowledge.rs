@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use futures_util::future::try_join;
 
-use super::batch::Batch;
+use super::batch::{Batch, name_in_batch};
 use super::entry;
 use super::failpoint;
 use super::patience;
@@ -25,8 +25,8 @@ pub(super) async fn acknowledge(batch: &Batch) -> Result<(), UploadError> {
     let cache = &run.ctx.cache;
     let buried = patience::cache(|| cache.buried(lease)).await?;
     let readings = batch.noted().await?;
-    let policy: HashMap<&str, AfterUpload> =
-        run.tables.iter().map(|table| (table.name.as_str(), table.dataset.after_upload)).collect();
+    let policy = |table| (name_in_batch(table, &run.tables, &readings), table.dataset.after_upload);
+    let policy: HashMap<String, AfterUpload> = run.tables.iter().map(|table| policy(table)).collect();
     // A dataset that is no longer configured keeps its records: nobody can say that they may go.
     let policies: Vec<Vec<AfterUpload>> = readings
         .iter()

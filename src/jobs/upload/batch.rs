@@ -4,7 +4,7 @@
 //! cache and in the warehouse. A load's name can succeed at most once, its label says which reading's rows it carried, and
 //! that reading's marks say which values those were.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,6 +36,16 @@ pub(super) struct Batch {
     /// What one reading leaves to the next.
     pub(super) memory: Memory,
     _heartbeat: AbortOnDropHandle<()>,
+}
+
+/// What became of the loads that were begun under a dataset's name.
+struct Loads {
+    /// The readings whose rows are in the warehouse, each with the number that the dataset has in it.
+    covered: Vec<(u32, u8)>,
+    /// Whether something may be left to load.
+    open: bool,
+    /// Number of the next load.
+    next: u32,
 }
 
 /// Passing failures in a row, and the last one's words.
@@ -95,35 +105,53 @@ impl Batch {
         }
     }
 
-    /// Asks the warehouse what became of the loads that were begun for this batch.
+    /// Asks the warehouse what became of the loads that were begun for this batch, under whatever names.
     async fn take_stock(&mut self) -> Result<(), UploadError> {
         let readings = self.noted().await?;
         self.readings = readings.len() as u32;
+        let noted = || readings.iter().flat_map(|(_, note)| &note.tables);
+        let mut covered = Vec::new();
+        let mut strangers: BTreeSet<&str> = noted().map(|noted| noted.dataset.as_str()).collect();
         for table in self.run.tables.clone() {
-            let mut leg = fresh(&table);
-            let mut open = true;
-            let noted =
-                |(_, note): &(u32, Note)| note.tables.iter().find(|noted| noted.dataset == table.name).map(copy);
-            let attempts: Vec<NotedTable> = readings.iter().filter_map(noted).collect();
-            let last = attempts.iter().map(|noted| noted.attempt).max().unwrap_or(0);
-            while leg.attempt <= last {
-                let into = attempts.iter().find(|noted| noted.attempt == leg.attempt).and_then(NotedTable::table);
-                let into = into.unwrap_or_else(|| table.dataset.table.clone());
-                match self.ask(&leg, &into, None).await? {
-                    Verdict::Loaded { reading, number, whole } => {
-                        leg.covered.push((reading, number));
-                        open = !whole;
-                    }
-                    Verdict::Failed(_) => {}
-                    Verdict::Absent => break,
-                }
-                leg.attempt += 1;
-            }
-            if open {
+            let name = name_in_batch(&table, &self.run.tables, &readings);
+            strangers.remove(name.as_str());
+            let begun: Vec<&NotedTable> = noted().filter(|noted| noted.dataset == name).collect();
+            let loads = self.loads(&name, &begun).await?;
+            covered.extend(loads.covered);
+            if loads.open {
+                let leg = Leg { name, attempt: loads.next, ..fresh(&table) };
                 self.legs.push((leg, Failures::default()));
             }
         }
+        // Of datasets that are not configured any more: what is in the warehouse must not be sent again by whom their keys fall to.
+        for name in strangers {
+            let begun: Vec<&NotedTable> = noted().filter(|noted| noted.dataset == name).collect();
+            covered.extend(self.loads(name, &begun).await?.covered);
+        }
+        for (leg, _) in &mut self.legs {
+            leg.covered.clone_from(&covered);
+        }
         Ok(())
+    }
+
+    /// What became of the loads that were begun under a dataset's name.
+    async fn loads(&self, name: &str, begun: &[&NotedTable]) -> Result<Loads, UploadError> {
+        let mut loads = Loads { covered: Vec::new(), open: true, next: 1 };
+        let last = begun.iter().map(|noted| noted.attempt).max().unwrap_or(0);
+        while loads.next <= last {
+            let into = begun.iter().find(|noted| noted.attempt == loads.next).or(begun.first());
+            let Some(into) = into.and_then(|noted| noted.table()) else { break };
+            match self.ask(name, loads.next, &into, None).await? {
+                Verdict::Loaded { reading, number, whole } => {
+                    loads.covered.push((reading, number));
+                    loads.open = !whole;
+                }
+                Verdict::Failed(_) => {}
+                Verdict::Absent => break,
+            }
+            loads.next += 1;
+        }
+        Ok(loads)
     }
 
     /// Brings the batch to its end: every table loaded, every record acknowledged.
@@ -187,7 +215,7 @@ impl Batch {
             };
             let table = leg.table.dataset.table.clone();
             let ours = sent.as_ref().map(|sent| (outcome.number, sent));
-            match self.ask(&leg, &table, ours).await? {
+            match self.ask(&leg.name, leg.attempt, &table, ours).await? {
                 Verdict::Loaded { whole: true, .. } => continue,
                 Verdict::Loaded { reading, number, .. } => {
                     leg.covered.push((reading, number));
@@ -218,7 +246,7 @@ impl Batch {
         sent: Option<&Sent>,
     ) -> Result<(), UploadError> {
         tracing::warn!(
-            job = %leg.table.job_id(&self.lease.batch, leg.attempt), cause = ?failure.cause, message = %failure.message,
+            job = %reading::job_id(&leg.name, &self.lease.batch, leg.attempt), cause = ?failure.cause, message = %failure.message,
             "the load failed"
         );
         failures.last.clone_from(&failure.message);
@@ -242,8 +270,14 @@ impl Batch {
     }
 
     /// Asks until the load is over. `ours`: the reading that we have just sent, with its rows.
-    async fn ask(&self, leg: &Leg, table: &TableRef, ours: Option<(u32, &Sent)>) -> Result<Verdict, UploadError> {
-        let job_id = leg.table.job_id(&self.lease.batch, leg.attempt);
+    async fn ask(
+        &self,
+        name: &str,
+        attempt: u32,
+        table: &TableRef,
+        ours: Option<(u32, &Sent)>,
+    ) -> Result<Verdict, UploadError> {
+        let job_id = reading::job_id(name, &self.lease.batch, attempt);
         let warehouse = &self.run.ctx.warehouse;
         let mut wait = Duration::from_millis(200);
         loop {
@@ -256,7 +290,7 @@ impl Batch {
                 LoadStatus::Failed(failure) => return Ok(Verdict::Failed(failure)),
                 LoadStatus::Done { rows, reading } => {
                     failpoint::reach("loaded").await;
-                    let (number, whole) = self.noted_table(reading, &leg.table.name).await?;
+                    let (number, whole) = self.noted_table(reading, name).await?;
                     let sent = match ours {
                         Some((ours, sent)) if ours == reading => sent.rows,
                         _ => self.count_sent(reading, number).await?,
@@ -266,11 +300,11 @@ impl Batch {
                     }
                     let bytes = ours.filter(|(ours, _)| *ours == reading).map_or(0, |(_, sent)| sent.bytes);
                     self.run.tally(|tally| {
-                        let uploaded = tally.uploaded.entry(leg.table.name.clone()).or_default();
+                        let uploaded = tally.uploaded.entry(name.to_owned()).or_default();
                         *uploaded = (uploaded.0 + rows, uploaded.1 + bytes);
                     });
                     tracing::info!(job = %job_id, table = %table, rows, "loaded");
-                    self.note_loaded(&leg.table.name, reading);
+                    self.note_loaded(name, reading);
                     failpoint::reach("reconciled").await;
                     return Ok(Verdict::Loaded { reading, number, whole });
                 }
@@ -329,7 +363,7 @@ impl Batch {
 
     fn failed(&self, leg: &Leg, message: &str, cure: &'static str, passing: bool) -> UploadError {
         UploadError::Load {
-            job_id: leg.table.job_id(&self.lease.batch, leg.attempt),
+            job_id: reading::job_id(&leg.name, &self.lease.batch, leg.attempt),
             table: leg.table.dataset.table.to_string(),
             message: message.to_owned(),
             cure,
@@ -347,15 +381,19 @@ impl Batch {
 }
 
 fn fresh(table: &Arc<Table>) -> Leg {
-    Leg { table: Arc::clone(table), attempt: 1, cap: None, covered: Vec::new() }
+    Leg { table: Arc::clone(table), name: table.name.clone(), attempt: 1, cap: None, covered: Vec::new() }
 }
 
-fn copy(noted: &NotedTable) -> NotedTable {
-    NotedTable {
-        dataset: noted.dataset.clone(),
-        table: noted.table.clone(),
-        attempt: noted.attempt,
-        whole: noted.whole,
+/// What the loads of a batch into a table are called after: the dataset, or, should it have been renamed since the batch was
+/// first read, its name at that time. Under another name a load that is still on its way could succeed twice.
+pub(super) fn name_in_batch(table: &Table, tables: &[Arc<Table>], readings: &[(u32, Note)]) -> String {
+    let mut noted = readings.iter().flat_map(|(_, note)| &note.tables);
+    let configured = |name: &str| tables.iter().any(|table| table.name == name);
+    let own = noted.clone().any(|noted| noted.dataset == table.name);
+    let place = table.dataset.table.to_string();
+    match noted.find(|noted| !own && noted.table == place && !configured(&noted.dataset)) {
+        Some(before) => before.dataset.clone(),
+        None => table.name.clone(),
     }
 }
 

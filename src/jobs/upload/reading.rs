@@ -32,12 +32,19 @@ const AHEAD: usize = 2;
 #[derive(Clone)]
 pub(super) struct Leg {
     pub(super) table: Arc<Table>,
+    /// What its loads are called after: the dataset's name when the batch was first read.
+    pub(super) name: String,
     /// Number of the load: 1, 2, ….
     pub(super) attempt: u32,
     /// At most this many entries, while a bad row is being isolated.
     pub(super) cap: Option<u64>,
-    /// Readings whose load into this table succeeded, each with the table's number in it.
+    /// Readings that brought rows of the batch, each with the number that their table has in it.
     pub(super) covered: Vec<(u32, u8)>,
+}
+
+/// The name of a load.
+pub(super) fn job_id(dataset: &str, batch: &str, attempt: u32) -> String {
+    format!("lamplighter_{dataset}_{batch}_a{attempt}")
 }
 
 /// What a reading notes about itself in the cache, for whoever has to finish the batch.
@@ -150,7 +157,7 @@ pub(super) async fn read(
         tables.push((Arc::clone(&leg.table), leg.table.shape(&run.ctx.warehouse).await?));
     }
     let noted = legs.iter().map(|leg| NotedTable {
-        dataset: leg.table.name.clone(),
+        dataset: leg.name.clone(),
         table: leg.table.dataset.table.to_string(),
         attempt: leg.attempt,
         whole: leg.cap.is_none(),
@@ -165,7 +172,7 @@ pub(super) async fn read(
             leg: leg.clone(),
             job: Load {
                 table: table.dataset.table.clone(),
-                job_id: table.job_id(&lease.batch, leg.attempt),
+                job_id: job_id(&leg.name, &lease.batch, leg.attempt),
                 columns: shape.columns.clone(),
                 reading: number,
             },

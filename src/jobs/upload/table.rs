@@ -29,11 +29,6 @@ impl Table {
         Self { name: name.to_owned(), dataset: dataset.clone(), known: RwLock::new(None) }
     }
 
-    /// The name of a load.
-    pub(super) fn job_id(&self, batch: &str, attempt: u32) -> String {
-        format!("lamplighter_{}_{batch}_a{attempt}", self.name)
-    }
-
     /// The shape that rows must have, asked of the warehouse the first time.
     pub(super) async fn shape(&self, warehouse: &SharedWarehouse) -> Result<Arc<Shape>, WarehouseError> {
         if let Some(known) = &*self.known.read().await {
