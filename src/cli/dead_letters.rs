@@ -9,6 +9,7 @@ use super::failure::Failure;
 use super::output::Paint;
 use super::times::{instant, number, relative};
 use super::{House, tables};
+use crate::cache::{SharedCache, Stored};
 use crate::history::{DeadLetter, DeadLetterFilter, SharedHistory};
 use crate::jobs::retry_dead_letter;
 use crate::units::Size;
@@ -100,8 +101,9 @@ async fn retry(house: &House, ids: &[String], which: &Which, all: bool) -> Resul
                 }
                 continue;
             };
-            if letter.key.is_empty() || letter.dataset.is_empty() || letter.body.is_none() {
-                // Nothing would come of it: no dataset claims it, or there is no record to put back.
+            let unclaimed = letter.key.is_empty() || letter.dataset.is_empty();
+            if unclaimed || (letter.body.is_none() && !is_there(&cache, &letter).await?) {
+                // Nothing would come of it: no dataset claims it, or there is no record, neither here nor there.
                 without += 1;
                 if ids.is_empty() {
                     continue;
@@ -114,6 +116,13 @@ async fn retry(house: &House, ids: &[String], which: &Which, all: bool) -> Resul
         }
     }
     report(house, "retried", done, without)
+}
+
+/// Whether the cache holds a record under the letter's key: one that was too large, or that came after all.
+async fn is_there(cache: &SharedCache, letter: &DeadLetter) -> Result<bool, Failure> {
+    // Its length will do.
+    let stored = cache.read(letter.database, &[&letter.key], 0, 0).await?;
+    Ok(matches!(stored.first(), Some(Stored::Value(_) | Stored::TooLarge(_))))
 }
 
 async fn drop_some(house: &House, ids: &[String], which: &Which, all: bool) -> Result<(), Failure> {
@@ -139,8 +148,9 @@ fn report(house: &House, verb: &str, done: u64, left: u64) -> Result<(), Failure
         out.line(format_args!("{verb} {}", in_words(done)));
         if left > 0 {
             out.remark(format_args!(
-                "{} were left: no dataset claims their key, or their record is gone. Name them by id to retry them all the same",
-                number(left)
+                "{} {} left: no dataset claims the key, or the record is gone. Name them by id to retry them all the same",
+                number(left),
+                if left == 1 { "was" } else { "were" }
             ));
         } else if verb == "retried" && done > 0 {
             out.remark("they are back in their queues; the next upload takes them");

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use lamplighter::cache::{Produced, QueueRef, SqliteCache, UploadCache};
 use serde_json::Value;
 
 use crate::support::daemon::{Daemon, run};
@@ -227,6 +228,49 @@ async fn without_credentials_a_run_says_which_to_set_and_asks_nobody() {
     let said = ask_with(house.path(), &env, &["run", "nightly-upload"]).await;
     assert_eq!(said.code, Some(78), "{}{}", said.out, said.err);
     assert!(said.err.contains("Set GOOGLE_APPLICATION_CREDENTIALS"), "{}{}", said.out, said.err);
+}
+
+#[tokio::test]
+async fn dead_letters_are_retried_once_their_cause_is_mended() {
+    let house = tempfile::tempdir().unwrap();
+    let jobs = r#"
+[jobs.upload]
+kind = "upload"
+datasets = ["transactions"]
+[datasets.transactions]
+queue = "upload_queue"
+keys = "tx:{id}"
+table = "d.txs"
+layout = "json"
+max_record_size = "1KB"
+"#;
+    std::fs::write(house.path().join("jobs.toml"), jobs).unwrap();
+    std::fs::create_dir(house.path().join("data")).unwrap();
+    let clock = std::sync::Arc::new(lamplighter::clock::SystemClock);
+    let cache = SqliteCache::open(&house.path().join("data/cache.db"), clock).await.unwrap();
+    let queue = QueueRef { database: 0, queue: "upload_queue".to_owned() };
+    let record = |key: &str, value: Option<String>| Produced {
+        entry: key.into(),
+        key: key.to_owned(),
+        value: value.map(String::into_bytes),
+    };
+    let body = |length: usize| format!("{{\"_timestamp\":\"2026-11-21T02:00:00Z\",\"x\":\"{}\"}}", "x".repeat(length));
+    let records = [record("tx:large", Some(body(2_000))), record("tx:late", None), record("tx:never", None)];
+    cache.produce(&queue, &records, std::time::Duration::from_secs(3_600)).await.unwrap();
+    let said = ask(house.path(), &["run", "upload"]).await;
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+
+    // One limit is raised, one record comes, one does not.
+    cache
+        .requeue(&queue, b"tx:late", "tx:late", Some(body(10).as_bytes()), std::time::Duration::from_secs(3_600))
+        .await
+        .unwrap();
+    let mended = BTreeMap::from([("LAMPLIGHTER__DATASETS__TRANSACTIONS__MAX_RECORD_SIZE", "1MB".to_owned())]);
+    let said = ask_with(house.path(), &mended, &["dead-letters", "retry", "--all"]).await;
+    assert_eq!(said.out, "retried 2 dead letters\n", "{}", said.err);
+    assert!(said.err.contains("1 was left"), "{}", said.err);
+    let said = ask_with(house.path(), &mended, &["run", "upload", "--json"]).await;
+    assert!(said.code == Some(0) && json(&said.out)["rows"] == 2, "{}{}", said.out, said.err);
 }
 
 #[tokio::test]
