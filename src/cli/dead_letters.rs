@@ -77,10 +77,10 @@ async fn show(house: &House, id: &str, now: DateTime<Utc>) -> Result<(), Failure
         ("size", size),
     ];
     for (name, value) in facts {
-        out.line(format_args!("{:>8}  {value}", out.paint(Paint::Faint, name)));
+        out.line(format_args!("{:>8}  {}", out.paint(Paint::Faint, name), tables::tame(&value)));
     }
     match letter.body {
-        Some(body) => out.line(format_args!("\n{}", String::from_utf8_lossy(&body))),
+        Some(body) => out.line(format_args!("\n{}", tables::tame(&String::from_utf8_lossy(&body)))),
         None => out.line("\nits record is not there to be shown"),
     }
     Ok(())

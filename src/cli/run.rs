@@ -78,7 +78,7 @@ async fn plan(house: &House, app: &App, job: &str) -> Result<(), Failure> {
         out.json(&plan.json);
     } else {
         for line in &plan.lines {
-            out.line(line);
+            out.line(tables::tame(line));
         }
         out.remark("this was a dry run: nothing was touched");
     }

@@ -206,7 +206,7 @@ pub(super) fn plain(out: &Output, headings: &[&str], rows: Vec<Vec<String>>) -> 
 
 /// At most `most` characters, on one line; `…` says that there was more.
 pub(super) fn shorten(text: &str, most: usize) -> String {
-    let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let one_line = tame(text).split_whitespace().collect::<Vec<_>>().join(" ");
     if one_line.chars().count() <= most {
         return one_line;
     }
@@ -216,9 +216,20 @@ pub(super) fn shorten(text: &str, most: usize) -> String {
     cut
 }
 
+/// Text that others wrote, such as a key, without what could steer a terminal.
+pub(super) fn tame(text: &str) -> String {
+    text.replace(|letter: char| letter.is_control() && !matches!(letter, '\n' | '\t'), "\u{fffd}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_wrote_cannot_steer_the_terminal() {
+        assert_eq!(tame("tx:\u{1b}[31mred\u{7}\r\n\tend"), "tx:\u{fffd}[31mred\u{fffd}\u{fffd}\n\tend");
+        assert_eq!(shorten("tx:\u{1b}]0;x\u{9c}", 48), "tx:\u{fffd}]0;x\u{fffd}");
+    }
 
     #[test]
     fn wide_errors_are_cut_and_lie_on_one_line() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use super::entry;
 use super::patience;
@@ -45,6 +46,7 @@ pub(super) struct Wanted {
 pub(super) struct Volume {
     entries: AtomicU64,
     bytes: AtomicU64,
+    more: Notify,
 }
 
 impl Volume {
@@ -52,16 +54,27 @@ impl Volume {
     pub(super) fn add(&self, entries: u64, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.entries.fetch_add(entries, Ordering::Relaxed);
+        self.more.notify_one();
     }
 
-    /// How many more entries fit into `max_bytes` after the first `claimed` ones, if all are like those that have been read.
-    fn room(&self, claimed: u64, max_bytes: u64) -> u64 {
-        let (entries, bytes) = (self.entries.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
-        if bytes >= max_bytes {
-            return 0;
+    /// Mean bytes of a record; `None` before the first was read.
+    fn mean(&self) -> Option<u64> {
+        let entries = self.entries.load(Ordering::Relaxed);
+        (entries > 0).then(|| self.bytes.load(Ordering::Relaxed) / entries)
+    }
+
+    /// How many more entries fit into `max_bytes` after the first `claimed` ones, if those that were not read yet are of the mean
+    /// size of those that were, or, while there are none, of `usual` bytes. Waits while only reading can tell.
+    async fn room(&self, claimed: u64, max_bytes: u64, usual: u64) -> u64 {
+        loop {
+            let unread = claimed.saturating_sub(self.entries.load(Ordering::Relaxed));
+            let left = max_bytes.saturating_sub(self.bytes.load(Ordering::Relaxed));
+            let room = left.div_ceil(self.mean().unwrap_or(usual).max(1)).saturating_sub(unread);
+            if room > 0 || unread == 0 {
+                return room;
+            }
+            self.more.notified().await;
         }
-        let fitting = u128::from(max_bytes) * u128::from(entries) / u128::from(bytes.max(1));
-        if entries == 0 { u64::MAX } else { u64::try_from(fitting).unwrap_or(u64::MAX).saturating_sub(claimed) }
     }
 }
 
@@ -111,7 +124,8 @@ impl Claims {
         if !self.claiming {
             return patience::cache(|| cache.entries(&self.lease, self.position, STRETCH)).await;
         }
-        let room = self.volume.room(self.position, self.run.limits.max_bytes.0);
+        let room = self.volume.room(self.position, self.run.limits.max_bytes.0, self.run.usual()).await;
+        self.volume.mean().into_iter().for_each(|mean| self.run.learn(mean));
         let left = self.rows.saturating_sub(self.position).min(self.run.quota()).min(room);
         if left == 0 {
             return Ok(Vec::new());

@@ -253,6 +253,7 @@ impl Collector<'_> {
                 }
             }
         }
+        drop(done.place);
         failpoint::reach("streaming").await;
         self.run.progress(done.marks.len() as u64);
         Ok(())

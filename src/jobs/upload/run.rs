@@ -99,6 +99,8 @@ pub(super) struct Run {
     quota: AtomicU64,
     /// Whether it has claimed any.
     begun: AtomicBool,
+    /// Mean bytes of the records that were read last; before that, a size that is seldom surpassed.
+    usual: AtomicU64,
     tally: Arc<Mutex<Tally>>,
     /// Shared with the other queues of the job.
     pub(super) turns: Arc<Turns>,
@@ -186,6 +188,7 @@ impl Run {
             lease,
             quota: AtomicU64::new(0),
             begun: AtomicBool::new(false),
+            usual: AtomicU64::new(1_000_000),
             tally,
             turns,
         }
@@ -213,6 +216,16 @@ impl Run {
         let most = u64::from(self.limits.max_rows);
         let first_of_several = !self.begun.load(Ordering::Relaxed) && self.quota() > most;
         if first_of_several { most.div_ceil(2) } else { most }
+    }
+
+    /// How many bytes a record is expected to have.
+    pub(super) fn usual(&self) -> u64 {
+        self.usual.load(Ordering::Relaxed)
+    }
+
+    /// Expects records of so many bytes from here on.
+    pub(super) fn learn(&self, bytes: u64) {
+        self.usual.store(bytes, Ordering::Relaxed);
     }
 
     /// The dataset that a key belongs to: of several that match, the one whose pattern says most.

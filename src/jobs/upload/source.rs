@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::future::try_join3;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::claims::{Claims, Stretch, Volume, Wanted};
@@ -19,6 +19,9 @@ use crate::cache::{AfterUpload, CacheError, Digest, Mark, Stored, Uploaded};
 /// Bytes of values asked for at a time; a few answers are in memory at once.
 const AT_A_TIME: u64 = 2_000_000;
 
+/// KiB of values that may be between their reading and their sending, unless one piece has more alone.
+const UNDER_WAY: u32 = 8 << 10;
+
 /// A piece of a stretch with its records: as many as came in one answer.
 struct Piece {
     stretch: Stretch,
@@ -26,18 +29,27 @@ struct Piece {
     records: Vec<Stored>,
 }
 
+impl Piece {
+    fn bytes(&self) -> usize {
+        self.records.iter().map(|record| if let Stored::Value(value) = record { value.len() } else { 0 }).sum()
+    }
+}
+
 /// Gives out a batch's records, piece by piece, in queue order.
 pub(super) struct Source {
     run: Arc<Run>,
     legs: Vec<Leg>,
     volume: Arc<Volume>,
+    /// One permit for each KiB of values under way.
+    under_way: Arc<Semaphore>,
     /// Digests of the keys and values that were handed out: a batch has tens of thousands.
     seen: HashSet<(Digest, Digest)>,
 }
 
 impl Source {
     pub(super) fn new(run: Arc<Run>, legs: Vec<Leg>, volume: Arc<Volume>) -> Self {
-        Self { run, legs, volume, seen: HashSet::new() }
+        let under_way = Arc::new(Semaphore::new(UNDER_WAY as usize));
+        Self { run, legs, volume, under_way, seen: HashSet::new() }
     }
 
     /// Has all of the batch's rows encoded, a few pieces ahead of whoever takes them.
@@ -49,7 +61,7 @@ impl Source {
         out: mpsc::Sender<JoinHandle<Done>>,
     ) -> Result<(), CacheError> {
         let (to_fetch, stretches) = mpsc::channel(1);
-        let (to_judge, mut pieces) = mpsc::channel(1);
+        let (to_judge, mut pieces) = mpsc::channel::<Piece>(1);
         let claim = async move {
             let mut next = Some(first);
             while let Some(stretch) = next {
@@ -63,7 +75,10 @@ impl Source {
         let (run, max_value) = (Arc::clone(&self.run), self.max_value());
         let judge = async move {
             while let Some(piece) = pieces.recv().await {
-                let work = self.judge(piece).await?;
+                let kib = u32::try_from(piece.bytes() >> 10).unwrap_or(UNDER_WAY).min(UNDER_WAY);
+                let place = Arc::clone(&self.under_way).acquire_many_owned(kib).await;
+                let mut work = self.judge(piece).await?;
+                work.place = place.ok();
                 let Ok(place) = out.reserve().await else { break };
                 place.send(tokio::spawn(Arc::clone(&plan).encode(work)));
             }
@@ -81,7 +96,7 @@ impl Source {
         let Piece { stretch: Stretch { start, entries, marks, rejected, wanted }, records } = piece;
         let sent_before = self.sent_before(&wanted, &records).await?;
         let uploaded = self.uploaded(&wanted, &records).await?;
-        let mut work = Work { start, marks, items: Vec::with_capacity(records.len()), rejected };
+        let mut work = Work { start, marks, items: Vec::with_capacity(records.len()), rejected, place: None };
         let mut bytes = 0;
         for (number, (wanted, value)) in wanted.into_iter().zip(records).enumerate() {
             let at = wanted.at;

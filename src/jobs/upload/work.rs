@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
 use ulid::Ulid;
 
@@ -29,6 +30,8 @@ pub(super) struct Work {
     pub(super) items: Vec<Item>,
     /// Entries that need no value to be judged.
     pub(super) rejected: Vec<Rejected>,
+    /// The place of its values among those under way.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 /// A value to encode.
@@ -77,6 +80,8 @@ pub(super) struct Done {
     pub(super) rows: Vec<Rows>,
     /// The dead letters, each with the place of its mark.
     pub(super) letters: Vec<(usize, DeadLetter)>,
+    /// Given up when the rows are sent.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 /// Rows for one table.
@@ -135,7 +140,7 @@ impl Plan {
             rows.push(Rows { part, index, lacking });
         }
         let letters = work.rejected.into_iter().map(|rejected| (rejected.at, self.letter(rejected))).collect();
-        Done { start: work.start, marks: work.marks, rows, letters }
+        Done { start: work.start, marks: work.marks, rows, letters, place: work.place }
     }
 
     /// The dead letter for a rejected entry.
