@@ -4,16 +4,19 @@
 //! cache and in the warehouse. A load's name can succeed at most once, its label says which reading's rows it carried, and
 //! that reading's marks say which values those were.
 
-use std::collections::{BTreeSet, HashSet};
+mod stock;
+
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio_util::task::AbortOnDropHandle;
 use ulid::Ulid;
 
+pub(super) use self::stock::name_in_batch;
 use super::failpoint;
 use super::patience;
-use super::reading::{self, Leg, LegOutcome, Memory, Note, NotedTable, Outcome, Sent};
+use super::reading::{self, Leg, LegOutcome, Memory, Note, Outcome, Sent};
 use super::run::{Run, UploadError};
 use super::table::Table;
 use crate::cache::{Lease, Mark, Reading};
@@ -36,16 +39,6 @@ pub(super) struct Batch {
     /// What one reading leaves to the next.
     pub(super) memory: Memory,
     _heartbeat: AbortOnDropHandle<()>,
-}
-
-/// What became of the loads that were begun under a dataset's name.
-struct Loads {
-    /// The readings whose rows are in the warehouse, each with the number that the dataset has in it.
-    covered: Vec<(u32, u8)>,
-    /// Whether something may be left to load.
-    open: bool,
-    /// Number of the next load.
-    next: u32,
 }
 
 /// Passing failures in a row, and the last one's words.
@@ -103,55 +96,6 @@ impl Batch {
             memory: Memory::default(),
             _heartbeat: heartbeat,
         }
-    }
-
-    /// Asks the warehouse what became of the loads that were begun for this batch, under whatever names.
-    async fn take_stock(&mut self) -> Result<(), UploadError> {
-        let readings = self.noted().await?;
-        self.readings = readings.len() as u32;
-        let noted = || readings.iter().flat_map(|(_, note)| &note.tables);
-        let mut covered = Vec::new();
-        let mut strangers: BTreeSet<&str> = noted().map(|noted| noted.dataset.as_str()).collect();
-        for table in self.run.tables.clone() {
-            let name = name_in_batch(&table, &self.run.tables, &readings);
-            strangers.remove(name.as_str());
-            let begun: Vec<&NotedTable> = noted().filter(|noted| noted.dataset == name).collect();
-            let loads = self.loads(&name, &begun).await?;
-            covered.extend(loads.covered);
-            if loads.open {
-                let leg = Leg { name, attempt: loads.next, ..fresh(&table) };
-                self.legs.push((leg, Failures::default()));
-            }
-        }
-        // Of datasets that are not configured any more: what is in the warehouse must not be sent again by whom their keys fall to.
-        for name in strangers {
-            let begun: Vec<&NotedTable> = noted().filter(|noted| noted.dataset == name).collect();
-            covered.extend(self.loads(name, &begun).await?.covered);
-        }
-        for (leg, _) in &mut self.legs {
-            leg.covered.clone_from(&covered);
-        }
-        Ok(())
-    }
-
-    /// What became of the loads that were begun under a dataset's name.
-    async fn loads(&self, name: &str, begun: &[&NotedTable]) -> Result<Loads, UploadError> {
-        let mut loads = Loads { covered: Vec::new(), open: true, next: 1 };
-        let last = begun.iter().map(|noted| noted.attempt).max().unwrap_or(0);
-        while loads.next <= last {
-            let into = begun.iter().find(|noted| noted.attempt == loads.next).or(begun.first());
-            let Some(into) = into.and_then(|noted| noted.table()) else { break };
-            match self.ask(name, loads.next, &into, None).await? {
-                Verdict::Loaded { reading, number, whole } => {
-                    loads.covered.push((reading, number));
-                    loads.open = !whole;
-                }
-                Verdict::Failed(_) => {}
-                Verdict::Absent => break,
-            }
-            loads.next += 1;
-        }
-        Ok(loads)
     }
 
     /// Brings the batch to its end: every table loaded, every record acknowledged.
@@ -382,19 +326,6 @@ impl Batch {
 
 fn fresh(table: &Arc<Table>) -> Leg {
     Leg { table: Arc::clone(table), name: table.name.clone(), attempt: 1, cap: None, covered: Vec::new() }
-}
-
-/// What the loads of a batch into a table are called after: the dataset, or, should it have been renamed since the batch was
-/// first read, its name at that time. Under another name a load that is still on its way could succeed twice.
-pub(super) fn name_in_batch(table: &Table, tables: &[Arc<Table>], readings: &[(u32, Note)]) -> String {
-    let mut noted = readings.iter().flat_map(|(_, note)| &note.tables);
-    let configured = |name: &str| tables.iter().any(|table| table.name == name);
-    let own = noted.clone().any(|noted| noted.dataset == table.name);
-    let place = table.dataset.table.to_string();
-    match noted.find(|noted| !own && noted.table == place && !configured(&noted.dataset)) {
-        Some(before) => before.dataset.clone(),
-        None => table.name.clone(),
-    }
 }
 
 /// Renews the lease until the batch is dropped. Whether it still holds, every change of the batch checks for itself.
