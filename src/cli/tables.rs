@@ -111,19 +111,33 @@ pub(super) fn what_happened(run: &Run) -> String {
 
 /// Dead letters, oldest first.
 pub(super) fn dead_letters(out: &Output, letters: &[DeadLetter], now: DateTime<Utc>) -> String {
-    let mut sheet = Sheet::new(out, &["Id", "Dataset", "Key", "Size", "Kept", "Reason", "Detail"]);
+    // Seven columns on a narrow terminal would break every word.
+    let narrow = out.width < 120;
+    let headings: &[&str] = if narrow {
+        &["Id", "Reason", "Record"]
+    } else {
+        &["Id", "Dataset", "Key", "Size", "Kept", "Reason", "Detail"]
+    };
+    let mut sheet = Sheet::new(out, headings);
     for letter in letters {
         let key =
             if letter.key.is_empty() { String::from_utf8_lossy(&letter.entry) } else { letter.key.as_str().into() };
-        sheet.row(vec![
-            Cell::new(&letter.id),
-            Cell::new(if letter.dataset.is_empty() { "-" } else { &letter.dataset }),
-            Cell::new(shorten(&key, 48)),
-            right(letter.size_bytes.map(|size| Size(size).to_string()).unwrap_or_default()),
-            Cell::new(relative(letter.created_at, now)),
-            Cell::new(&letter.reason),
-            Cell::new(shorten(&letter.detail, MAX_TEXT)),
-        ]);
+        let key = shorten(&key, 48);
+        let dataset = if letter.dataset.is_empty() { "-" } else { &letter.dataset };
+        let detail = shorten(&letter.detail, MAX_TEXT);
+        sheet.row(if narrow {
+            vec![Cell::new(&letter.id), Cell::new(&letter.reason), Cell::new(format!("{dataset}: {key}\n{detail}"))]
+        } else {
+            vec![
+                Cell::new(&letter.id),
+                Cell::new(dataset),
+                Cell::new(key),
+                right(letter.size_bytes.map(|size| Size(size).to_string()).unwrap_or_default()),
+                Cell::new(relative(letter.created_at, now)),
+                Cell::new(&letter.reason),
+                Cell::new(detail),
+            ]
+        });
     }
     sheet.finish(out)
 }
@@ -236,6 +250,34 @@ mod tests {
         assert_eq!(shorten("a\n  b", 10), "a b");
         assert_eq!(shorten("abcdefghij", 5), "abcd…");
         assert_eq!(shorten("abc defghij", 5), "abc…");
+    }
+
+    #[test]
+    fn ids_stay_in_one_piece_on_a_narrow_terminal() {
+        let now: DateTime<Utc> = "2026-11-21T02:00:00Z".parse().unwrap();
+        let letter = DeadLetter {
+            id: "01M7ZHAZFMCMT99GRDS8B811PV".to_owned(),
+            dataset: "transactions".to_owned(),
+            database: 0,
+            queue: "upload_queue".to_owned(),
+            batch: "b".to_owned(),
+            entry: b"tx:1".to_vec(),
+            key: "tx:2025-11-20-customer-2-abcdefghijkl".to_owned(),
+            reason: "schema".to_owned(),
+            detail: "field `_timestamp` is missing, and it is the row's _timestamp".to_owned(),
+            body: None,
+            size_bytes: Some(243),
+            created_at: now,
+        };
+        for width in [80, 200] {
+            let table = dead_letters(
+                &Output { json: false, colour: false, watched: false, width },
+                std::slice::from_ref(&letter),
+                now,
+            );
+            assert!(table.contains(&letter.id) && table.contains("_timestamp"), "{table}");
+            assert!(table.lines().all(|line| line.chars().count() <= usize::from(width)), "{table}");
+        }
     }
 
     #[test]
