@@ -42,7 +42,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     // One worker: there is little to compute, and what there is makes way for the rest. With two, each wakes the other up all the
-    // time, mostly on Redis's processor: an upload on two cores was a tenth slower, and took a tenth more memory.
+    // time, mostly on Redis's processor: an upload on two cores was a tenth slower, and took a little more memory.
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -269,6 +269,29 @@ async fn killed_and_its_datasets_renamed_nothing_is_lost_or_doubled() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_two_datasets_of_one_queue_swapped_nothing_is_lost_or_doubled() {
+    for failpoint in ["committed", "loaded"] {
+        let mut stage = Stage::new().await;
+        let produced = Mutex::new(Produce::default());
+        for number in (3..60).step_by(4) {
+            produce(&stage.rig.cache, &produced, number).await;
+        }
+        let mut daemon = stage.start(Some(failpoint.to_owned()));
+        daemon.wait_for("failpoint reached").await;
+        daemon.kill().await;
+        for (from, to) in [
+            ("datasets.scored]", "datasets.x]"),
+            ("datasets.scored_txs]", "datasets.scored]"),
+            ("datasets.x]", "datasets.scored_txs]"),
+        ] {
+            stage.settings = stage.settings.replace(from, to);
+        }
+        stage.finish().await;
+        stage.compare(&produced.into_inner().unwrap()).await;
+    }
+}
+
 /// `LAMPLIGHTER_TEST_KILLS` sets how many; 20 where it is not set.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random_while_producers_write_and_rewrite_nothing_is_lost_or_doubled() {

@@ -36,6 +36,7 @@ both!(
     large_records_arrive,
     a_stopped_upload_leaves_the_rest_queued,
     a_queue_of_several_batches_arrives_once,
+    a_batch_takes_about_as_many_bytes_as_it_may,
 );
 
 fn entry(entry: impl Into<Vec<u8>>, key: &str, value: Option<&str>) -> Produced {
@@ -248,6 +249,22 @@ async fn a_stopped_upload_leaves_the_rest_queued(rig: Rig) {
     let error = rig.run().await.unwrap_err();
     assert!(error.retry && error.to_string().contains("stopping"), "{error}");
     assert_eq!(rig.left(0, "upload_queue").await, (1, 0));
+}
+
+async fn a_batch_takes_about_as_many_bytes_as_it_may(mut rig: Rig) {
+    let job = JOB.replace("lease = \"3s\"", "lease = \"3s\"\nbatch = { max_bytes = \"20KB\" }");
+    let other = Rig::sqlite(&job).await;
+    (rig.job, rig.datasets) = (other.job.clone(), other.datasets.clone());
+    let record = |n: u32| {
+        let body =
+            json!({"transaction_id": n, "_timestamp": "2025-09-27T14:30:00Z", "x": "x".repeat(1_900)}).to_string();
+        entry(format!("tx:{n}"), &format!("tx:{n}"), Some(&body))
+    };
+    rig.produce(0, "upload_queue", &(0..60).map(record).collect::<Vec<_>>()).await;
+    let findings = rig.findings().await;
+    assert_eq!(findings.get("uploaded_rows{dataset=transactions}"), Some(&60.0), "{findings:?}");
+    let batches = findings["batches{}"];
+    assert!((5.0..=8.0).contains(&batches), "120 KB in {batches} batches of 20 KB");
 }
 
 async fn a_queue_of_several_batches_arrives_once(mut rig: Rig) {

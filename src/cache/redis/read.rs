@@ -18,6 +18,9 @@ const REQUESTS: usize = 2;
 /// Bytes of values that a request should bring.
 const REQUEST_BYTES: usize = 512 << 10;
 
+/// How often a key is looked at that is written between the looks.
+const TRIES: u32 = 8;
+
 /// How many keys to ask for at a time, by the lengths of the values that came last. Redis has to hold the whole of an answer,
 /// so the first requests are small, and after long values they are small again.
 #[derive(Debug)]
@@ -52,13 +55,15 @@ pub(super) async fn read(
     if keys.is_empty() {
         return Ok(Vec::new());
     }
-    loop {
+    for _ in 0..TRIES {
         let stored = attempt(database, keys, max_value, max_total).await?;
         // Empty if the first key was written between two looks at it.
         if !stored.is_empty() {
             return Ok(stored);
         }
     }
+    let reason = format!("{:?} comes and goes faster than it can be read", keys[0]);
+    Err(CacheError::Unreachable { server: database.server.clone(), reason })
 }
 
 async fn attempt(
@@ -155,4 +160,26 @@ async fn name_the_silent(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_grow_by_doubling_and_shrink_at_once() {
+        let pace = Pace::default();
+        let mut grown = vec![pace.keys()];
+        while grown.len() < 7 {
+            pace.learn(pace.keys(), 1_000 * pace.keys());
+            grown.push(pace.keys());
+        }
+        assert_eq!(grown, [8, 16, 32, 64, 128, 250, 250]);
+        pace.learn(250, 250 * 50_000);
+        assert_eq!(pace.keys(), 10, "half a megabyte of such values");
+        pace.learn(10, 10 * 5_000_000);
+        assert_eq!(pace.keys(), 1);
+        pace.learn(1, 0);
+        assert_eq!(pace.keys(), 2);
+    }
 }

@@ -18,7 +18,7 @@ use super::{errors, read, script};
 use crate::cache::{AfterUpload, CacheError, Digest, Lease, Released, Sent, Stored};
 
 /// `WATCH` compares each key with all that the connection watches already, so its cost grows with the square of this, and that
-/// of a round trip shrinks. A whole upload is fastest with 48 on four lanes; with 64 on two it takes 4 % longer, with 128 6 %.
+/// of a round trip shrinks. A whole upload is fastest with 48 on four lanes; with 64 on two it takes 5 % longer, with 128 7 %.
 const CHUNK: usize = 48;
 /// How many connections work side by side. The lease is renewed over another.
 const LANES: usize = 4;

@@ -1,6 +1,6 @@
 //! Reading from a Redis whose records change meanwhile.
 
-use lamplighter::cache::Stored;
+use lamplighter::cache::{AfterUpload, Released, Stored};
 use redis::AsyncCommands;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
@@ -46,4 +46,19 @@ async fn a_record_that_is_written_between_two_looks_is_not_taken_for_missing() {
         let expected = keys.map(|key| Stored::Value(if key == late { "late" } else { "early" }.into()));
         assert_eq!(stored, expected, "{late} came late");
     }
+}
+
+#[tokio::test]
+async fn a_record_that_has_grown_is_another_and_stays() {
+    let backend = Backend::redis().await;
+    let cache = &backend.cache;
+    fill(&**cache, 3).await;
+    let lease = lease("a");
+    cache.claim(&lease, 3).await.unwrap();
+    let long = "x".repeat(2_000_000);
+    cache.produce(&queue(), &[record("tx:1", &long)], LONG).await.unwrap();
+    let released = cache.release(&lease, &rows(3), AfterUpload::Delete).await.unwrap();
+    assert_eq!(released, Released { done: 2, rewritten: 1, gone: 0 });
+    let stored = cache.read(1, &["tx:1"], 4 << 20, 4 << 20).await.unwrap();
+    assert_eq!(stored, [Stored::Value(long.into())]);
 }
