@@ -26,6 +26,7 @@ pub use self::sqlite::SqliteCache;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,13 +96,19 @@ pub enum Stored {
 }
 
 /// 64 bits that stand for a value: XXH3. Two versions of one record share a digest once in 10^19 times.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Digest(pub [u8; 8]);
 
 impl Digest {
     /// The digest of `value`.
     pub fn of(value: &[u8]) -> Self {
         Self(xxhash_rust::xxh3::xxh3_64(value).to_be_bytes())
+    }
+}
+
+impl Hash for Digest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(u64::from_ne_bytes(self.0));
     }
 }
 

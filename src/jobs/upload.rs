@@ -10,7 +10,6 @@ mod batch;
 mod claims;
 mod entry;
 mod failpoint;
-mod gzip;
 mod isolate;
 mod patience;
 mod plan;
@@ -164,6 +163,7 @@ async fn drain(run: &Arc<Run>) -> Result<(), UploadError> {
         match Batch::claim(run).await {
             Ok(None) => break,
             Ok(Some((batch, sent))) => {
+                run.has_read();
                 waiting.spawn(async move {
                     let _permit = permit;
                     batch.settle(Some(sent)).await

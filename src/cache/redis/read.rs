@@ -14,7 +14,7 @@ use crate::cache::{CacheError, Stored};
 /// The most keys of one request: Redis answers this many in 0.3 milliseconds, and has time for others then.
 const KEYS_AT_A_TIME: usize = 250;
 /// The most requests that are under way at a time.
-const REQUESTS: usize = 2;
+const REQUESTS: usize = 4;
 /// Bytes of values that a request should bring.
 const REQUEST_BYTES: usize = 512 << 10;
 
@@ -24,24 +24,35 @@ const TRIES: u32 = 8;
 /// How many keys to ask for at a time, by the lengths of the values that came last. Redis has to hold the whole of an answer,
 /// so the first requests are small, and after long values they are small again.
 #[derive(Debug)]
-pub(super) struct Pace(AtomicUsize);
+pub(super) struct Pace {
+    keys: AtomicUsize,
+    /// Bytes of a value.
+    mean: AtomicUsize,
+}
 
 impl Default for Pace {
     fn default() -> Self {
-        Self(AtomicUsize::new(8))
+        Self { keys: AtomicUsize::new(8), mean: AtomicUsize::new(0) }
     }
 }
 
 impl Pace {
     fn keys(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.keys.load(Ordering::Relaxed)
     }
 
-    /// A request brought so many values, of so many bytes together.
+    /// How many requests to send at once for `max_total` bytes: each has room for a value, or it would be read in vain.
+    fn requests(&self, max_total: u64) -> usize {
+        let one = REQUEST_BYTES.max(self.mean.load(Ordering::Relaxed)) as u64;
+        usize::try_from(max_total / one).map_or(REQUESTS, |fitting| fitting.clamp(1, REQUESTS))
+    }
+
+    /// Requests brought so many values, of so many bytes together.
     fn learn(&self, values: usize, bytes: usize) {
         let mean = bytes / values.max(1);
+        self.mean.store(mean, Ordering::Relaxed);
         let fitting = REQUEST_BYTES / mean.max(1);
-        self.0.store(fitting.clamp(1, KEYS_AT_A_TIME.min(2 * self.keys())), Ordering::Relaxed);
+        self.keys.store(fitting.clamp(1, KEYS_AT_A_TIME.min(2 * self.keys())), Ordering::Relaxed);
     }
 }
 
@@ -73,7 +84,7 @@ async fn attempt(
     max_total: u64,
 ) -> Result<Vec<Stored>, CacheError> {
     let at_a_time = database.pace.keys();
-    let requests = usize::try_from(max_total).map_or(REQUESTS, |total| (total / REQUEST_BYTES).clamp(1, REQUESTS));
+    let requests = database.pace.requests(max_total);
     // Over several connections, because Redis writes 64 KiB to each before it looks at the next.
     let parts = keys.chunks(at_a_time).take(requests).enumerate().map(async |(number, keys)| {
         let mut left = max_total / requests as u64;
@@ -177,8 +188,11 @@ mod tests {
         assert_eq!(grown, [8, 16, 32, 64, 128, 250, 250]);
         pace.learn(250, 250 * 50_000);
         assert_eq!(pace.keys(), 10, "half a megabyte of such values");
+        assert_eq!(pace.requests(2 << 20), 4);
+        pace.learn(10, 10 * 1_000_000);
+        assert_eq!((pace.keys(), pace.requests(2 << 20)), (1, 2), "one value each, of two that fit");
         pace.learn(10, 10 * 5_000_000);
-        assert_eq!(pace.keys(), 1);
+        assert_eq!((pace.keys(), pace.requests(2 << 20)), (1, 1));
         pace.learn(1, 0);
         assert_eq!(pace.keys(), 2);
     }

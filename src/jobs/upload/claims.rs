@@ -151,7 +151,7 @@ impl Claims {
     async fn sort(&mut self, entries: Vec<Bytes>) -> Result<Stretch, CacheError> {
         // Of entries that were claimed together, and before any of their records is read, one stands for all that name the
         // same record: the value that is read is at least as new as each of them.
-        let mut keys = HashSet::new();
+        let mut keys = foldhash::HashSet::with_capacity_and_hasher(entries.len(), Default::default());
         let mut marks = vec![Mark::Untouched; entries.len()];
         let mut rejected = Vec::new();
         let mut wanted = Vec::new();

@@ -1,32 +1,29 @@
 //! One reading: a pass over a batch's records that builds and sends one load for each table that still needs one.
 //!
-//! Three stages work at once: a task claims, reads and judges ([`Source`]), others encode and compress ([`Plan`]), and
-//! this one, in queue order, keeps the dead letters, writes the marks and sends the bytes. What a mark says is in the cache before
-//! the load it belongs to is committed.
+//! Two tasks work at once: one claims, reads, judges and packs ([`Source`]), and this one, in queue order, keeps the dead letters,
+//! writes the marks and sends the bytes. What a mark says is in the cache before the load it belongs to is committed.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::claims::{Claims, Volume};
 use super::failpoint;
-use super::gzip::Stream;
 use super::patience;
 use super::run::{Run, UploadError};
 use super::shape::Fields;
 use super::source::Source;
 use super::table::Table;
-use super::work::{Done, Plan};
+use super::work::{Done, Output, Packer};
 use crate::cache::{Digest, Lease, Mark};
 use crate::history::DeadLetter;
 use crate::warehouse::{Load, LoadWriter, TableRef, WarehouseError};
 
 /// Stretches that may wait between two stages.
-const AHEAD: usize = 2;
+const AHEAD: usize = 1;
 
 /// A table that still needs a load from this batch.
 #[derive(Clone)]
@@ -116,9 +113,7 @@ struct Sender {
     leg: Leg,
     job: Load,
     writer: Option<Box<dyn LoadWriter>>,
-    stream: Stream,
     index: Vec<(u32, u32)>,
-    bytes: u64,
     lacking: Fields,
     broken: Option<WarehouseError>,
     /// The table is not there yet, and only data can show its columns: nothing is sent.
@@ -177,33 +172,32 @@ pub(super) async fn read(
                 reading: number,
             },
             writer: None,
-            stream: Stream::default(),
             index: Vec::new(),
-            bytes: 0,
             lacking: Fields::default(),
             broken: None,
             surveying: !table.exists().await,
             held: false,
         });
     }
-    let plan = Arc::new(Plan { tables, at: run.ctx.clock.now(), queue: run.queue.clone(), batch: lease.batch.clone() });
+    let outputs = tables.into_iter().zip(&senders);
+    let outputs = outputs.map(|((table, shape), sender)| Output::new(table, shape, !sender.surveying)).collect();
+    let packer = Packer { outputs, at: run.ctx.clock.now(), queue: run.queue.clone(), batch: lease.batch.clone() };
 
     let (to_here, mut stretches) = mpsc::channel(AHEAD);
     let source = Source::new(Arc::clone(run), legs.to_vec(), volume);
-    let reader = AbortOnDropHandle::new(tokio::spawn(source.feed(claims, first, plan, to_here)));
-    let mut collector = Collector { run, lease, number, sent: HashMap::new(), memory };
-    while let Some(stretch) = stretches.recv().await {
-        let done = AbortOnDropHandle::new(stretch).await.expect("encoding does not panic");
+    let reader = AbortOnDropHandle::new(tokio::spawn(source.feed(claims, first, packer, to_here)));
+    let mut collector = Collector { run, lease, number, sent: Default::default(), memory };
+    while let Some(done) = stretches.recv().await {
         collector.take(done, &mut senders).await?;
     }
-    reader.await.expect("reading does not panic")?;
+    let ends = reader.await.expect("reading does not panic")?;
 
     failpoint::reach("before-seal").await;
     let contested = collector.seal().await?;
     failpoint::reach("before-commit").await;
     let mut outcomes = Vec::with_capacity(senders.len());
-    for (sender, contested) in senders.into_iter().zip(contested) {
-        outcomes.push(if contested { LegOutcome::Contested } else { sender.commit(run).await? });
+    for ((sender, end), contested) in senders.into_iter().zip(ends).zip(contested) {
+        outcomes.push(if contested { LegOutcome::Contested } else { sender.commit(run, end).await? });
     }
     failpoint::reach("committed").await;
     Ok(Some(Outcome { number, legs: outcomes }))
@@ -215,7 +209,7 @@ struct Collector<'a> {
     lease: &'a Lease,
     number: u32,
     /// What was sent: the digests of key and value as one number, with the entry's position and the table's number.
-    sent: HashMap<u64, (u32, u8)>,
+    sent: foldhash::HashMap<u64, (u32, u8)>,
     memory: &'a mut Memory,
 }
 
@@ -239,13 +233,9 @@ impl Collector<'_> {
                 sender.surveying = true;
             }
             sender.held |= sender.surveying && !rows.index.is_empty();
-            if let Some(part) = rows.part
-                && !sender.surveying
-                && sender.broken.is_none()
-            {
-                sender.stream.push(&part);
+            if !sender.surveying && sender.broken.is_none() {
                 sender.index.extend_from_slice(&rows.index);
-                if let Err(error) = sender.send(self.run, part.bytes).await {
+                if let Err(error) = sender.send(self.run, rows.bytes).await {
                     if !error.is_transient() {
                         return Err(error.into());
                     }
@@ -325,20 +315,18 @@ impl Collector<'_> {
 
 impl Sender {
     async fn send(&mut self, run: &Run, bytes: Vec<u8>) -> Result<(), WarehouseError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let writer = match &mut self.writer {
             Some(writer) => writer,
-            none => {
-                let mut writer = patience::warehouse(|| run.ctx.warehouse.begin(&self.job)).await?;
-                writer.write(Bytes::from_static(&Stream::HEADER)).await?;
-                none.insert(writer)
-            }
+            none => none.insert(patience::warehouse(|| run.ctx.warehouse.begin(&self.job)).await?),
         };
-        self.bytes += bytes.len() as u64;
         writer.write(bytes.into()).await
     }
 
-    /// Ends the load, or says why there is none.
-    async fn commit(mut self, run: &Run) -> Result<LegOutcome, UploadError> {
+    /// Ends the load with its last bytes, or says why there is none.
+    async fn commit(mut self, run: &Run, end: Vec<u8>) -> Result<LegOutcome, UploadError> {
         if !self.lacking.is_empty() || self.held {
             self.leg.table.grow(&self.lacking).await;
             self.leg.table.ensure(&run.ctx.warehouse).await?;
@@ -347,16 +335,19 @@ impl Sender {
         if let Some(error) = self.broken {
             return Ok(LegOutcome::Broken(error));
         }
-        let Some(mut writer) = self.writer.take() else {
+        if self.index.is_empty() {
             return Ok(LegOutcome::Empty);
+        }
+        let sent = self.send(run, end).await;
+        let writer = match (sent, self.writer) {
+            (Ok(()), Some(writer)) => writer,
+            (Ok(()), None) => unreachable!("a stream with rows has an end"),
+            (Err(error), _) if error.is_transient() => return Ok(LegOutcome::Broken(error)),
+            (Err(error), _) => return Err(error.into()),
         };
-        let bytes = self.stream.len();
+        let bytes = self.index.iter().map(|(_, length)| u64::from(*length)).sum();
         let sent = Sent { rows: self.index.len() as u64, bytes, index: self.index };
-        let trailer = Bytes::copy_from_slice(&self.stream.trailer());
-        let result = match writer.write(trailer).await {
-            Ok(()) => writer.commit().await,
-            Err(error) => return if error.is_transient() { Ok(LegOutcome::Broken(error)) } else { Err(error.into()) },
-        };
+        let result = writer.commit().await;
         match result {
             Ok(()) | Err(WarehouseError::Duplicate { .. }) => Ok(LegOutcome::Sent(sent)),
             Err(error) if error.is_transient() => {

@@ -1,7 +1,7 @@
 //! One run of an upload over one queue: what its batches share, and what they came to.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
@@ -69,6 +69,9 @@ impl UploadError {
 /// Batches that may be open at once: one that is read, one that releases its records, and others that wait for the warehouse.
 const OPEN: usize = 5;
 
+/// The smallest of several batches are this part of `max_rows`.
+const SMALLEST: u64 = 4;
+
 /// What keeps memory and the load on the cache bounded while queues are drained side by side.
 pub(super) struct Turns {
     /// Held while a batch is read.
@@ -97,8 +100,8 @@ pub(super) struct Run {
     /// How many entries this run may still claim: as many as waited when it began. What comes in later is the next run's, or
     /// a queue that is filled all day would be drained in tiny loads all day.
     quota: AtomicU64,
-    /// Whether it has claimed any.
-    begun: AtomicBool,
+    /// How many batches were claimed and read.
+    batches: AtomicU32,
     /// Mean bytes of the records that were read last; before that, a size that is seldom surpassed.
     usual: AtomicU64,
     tally: Arc<Mutex<Tally>>,
@@ -187,7 +190,7 @@ impl Run {
             limits,
             lease,
             quota: AtomicU64::new(0),
-            begun: AtomicBool::new(false),
+            batches: AtomicU32::new(0),
             usual: AtomicU64::new(1_000_000),
             tally,
             turns,
@@ -207,15 +210,24 @@ impl Run {
     /// Notes that entries were claimed.
     pub(super) fn claimed(&self, entries: u64) {
         self.allow(self.quota().saturating_sub(entries));
-        self.begun.fetch_or(entries > 0, Ordering::Relaxed);
     }
 
-    /// How many entries the next batch may take. The first of several takes half: while it is read, there is nothing yet that could
-    /// be loaded or released meanwhile.
+    /// Notes that a batch was claimed and read.
+    pub(super) fn has_read(&self) {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many entries the next batch may take. Of several batches the first ones grow and the last ones shrink: while the first is
+    /// read there is nothing to release, and while the last is released nothing to read.
     pub(super) fn batch_rows(&self) -> u64 {
-        let most = u64::from(self.limits.max_rows);
-        let first_of_several = !self.begun.load(Ordering::Relaxed) && self.quota() > most;
-        if first_of_several { most.div_ceil(2) } else { most }
+        let (most, left) = (u64::from(self.limits.max_rows), self.quota());
+        let batches = self.batches.load(Ordering::Relaxed);
+        if batches == 0 && left <= most {
+            return most;
+        }
+        let least = most.div_ceil(SMALLEST);
+        let shrinking = if left < 2 * least { left } else { left / 2 };
+        most.min(least << batches.min(8)).min(shrinking)
     }
 
     /// How many bytes a record is expected to have.

@@ -1,23 +1,22 @@
-//! The beginning of a reading: entries are claimed ([`Claims`]), their records read, and it is decided which of them are to be
-//! rows, each stage one step ahead of the next.
+//! The way from a queue to compressed rows: entries are claimed ([`Claims`]), their records read, it is decided which of them are
+//! to be rows, and these are packed ([`Packer`]), each stage one step ahead of the next.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::future::try_join3;
+use futures_util::future::try_join4;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
 
 use super::claims::{Claims, Stretch, Volume, Wanted};
 use super::patience;
 use super::reading::Leg;
 use super::record::Rejection;
 use super::run::Run;
-use super::work::{Done, Item, Plan, Rejected, Work};
+use super::work::{Done, Item, Packer, Rejected, Work};
 use crate::cache::{AfterUpload, CacheError, Digest, Mark, Stored, Uploaded};
 
 /// Bytes of values asked for at a time; a few answers are in memory at once.
-const AT_A_TIME: u64 = 2_000_000;
+const AT_A_TIME: u64 = 2 << 20;
 
 /// KiB of values that may be between their reading and their sending, unless one piece has more alone.
 const UNDER_WAY: u32 = 8 << 10;
@@ -43,25 +42,26 @@ pub(super) struct Source {
     /// One permit for each KiB of values under way.
     under_way: Arc<Semaphore>,
     /// Digests of the keys and values that were handed out: a batch has tens of thousands.
-    seen: HashSet<(Digest, Digest)>,
+    seen: foldhash::HashSet<(Digest, Digest)>,
 }
 
 impl Source {
     pub(super) fn new(run: Arc<Run>, legs: Vec<Leg>, volume: Arc<Volume>) -> Self {
         let under_way = Arc::new(Semaphore::new(UNDER_WAY as usize));
-        Self { run, legs, volume, under_way, seen: HashSet::new() }
+        Self { run, legs, volume, under_way, seen: Default::default() }
     }
 
-    /// Has all of the batch's rows encoded, a few pieces ahead of whoever takes them.
+    /// Has all of the batch's rows packed, a few pieces ahead of whoever takes them. Answers with the last bytes for each table.
     pub(super) async fn feed(
         mut self,
         mut claims: Claims,
         first: Stretch,
-        plan: Arc<Plan>,
-        out: mpsc::Sender<JoinHandle<Done>>,
-    ) -> Result<(), CacheError> {
+        mut packer: Packer,
+        out: mpsc::Sender<Done>,
+    ) -> Result<Vec<Vec<u8>>, CacheError> {
         let (to_fetch, stretches) = mpsc::channel(1);
         let (to_judge, mut pieces) = mpsc::channel::<Piece>(1);
+        let (to_pack, mut works) = mpsc::channel::<Work>(1);
         let claim = async move {
             let mut next = Some(first);
             while let Some(stretch) = next {
@@ -79,12 +79,21 @@ impl Source {
                 let place = Arc::clone(&self.under_way).acquire_many_owned(kib).await;
                 let mut work = self.judge(piece).await?;
                 work.place = place.ok();
-                let Ok(place) = out.reserve().await else { break };
-                place.send(tokio::spawn(Arc::clone(&plan).encode(work)));
+                if to_pack.send(work).await.is_err() {
+                    break;
+                }
             }
             Ok(())
         };
-        try_join3(claim, fetch(&run, max_value, stretches, to_judge), judge).await.map(drop)
+        let pack = async move {
+            while let Some(work) = works.recv().await {
+                if out.send(packer.pack(work).await).await.is_err() {
+                    break;
+                }
+            }
+            Ok(packer.finish())
+        };
+        try_join4(claim, fetch(&run, max_value, stretches, to_judge), judge, pack).await.map(|(.., ends)| ends)
     }
 
     fn max_value(&self) -> u64 {
