@@ -17,6 +17,9 @@ use crate::units::Size;
 /// How many are handled at a time, so that memory stays flat however many there are.
 const AT_A_TIME: u32 = 500;
 
+/// There are dead letters, but none that the options fit.
+const NONE_SUCH: &str = "no such dead letters; `lamplighter dead-letters list` shows all";
+
 pub(super) async fn obey(house: &House, command: DeadLettersCommand, now: DateTime<Utc>) -> Result<(), Failure> {
     match command {
         DeadLettersCommand::List { which, limit } => list(house, which, limit, now).await,
@@ -41,11 +44,7 @@ async fn list(house: &House, which: Which, limit: u32, now: DateTime<Utc>) -> Re
     counts.retain(|count| which.reason.as_ref().is_none_or(|reason| *reason == count.reason));
     let total: u64 = counts.iter().map(|count| count.count).sum();
     if total == 0 {
-        out.line(if any {
-            "no such dead letters; `lamplighter dead-letters list` shows all"
-        } else {
-            "no dead letters"
-        });
+        out.line(if any { NONE_SUCH } else { "no dead letters" });
         return Ok(());
     }
     out.line(tables::dead_letter_counts(out, &counts, now));
@@ -115,7 +114,7 @@ async fn retry(house: &House, ids: &[String], which: &Which, all: bool) -> Resul
             done += 1;
         }
     }
-    report(house, "retried", done, without)
+    report(house, "retried", all, done, without)
 }
 
 /// Whether the cache holds a record under the letter's key: one that was too large, or that came after all.
@@ -133,17 +132,19 @@ async fn drop_some(house: &House, ids: &[String], which: &Which, all: bool) -> R
     while let Some(page) = pages.next().await? {
         dropped += history.drop_dead_letters(&page).await?;
     }
-    report(house, "dropped", dropped, 0)
+    report(house, "dropped", all, dropped, 0)
 }
 
 fn in_words(letters: u64) -> String {
     format!("{} dead letter{}", number(letters), if letters == 1 { "" } else { "s" })
 }
 
-fn report(house: &House, verb: &str, done: u64, left: u64) -> Result<(), Failure> {
+fn report(house: &House, verb: &str, all: bool, done: u64, left: u64) -> Result<(), Failure> {
     let out = &house.out;
     if out.json {
         out.json(&serde_json::json!({ verb: done, "left": left }));
+    } else if done + left == 0 && !all {
+        out.line(NONE_SUCH);
     } else {
         out.line(format_args!("{verb} {}", in_words(done)));
         if left > 0 {

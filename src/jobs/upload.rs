@@ -90,7 +90,7 @@ impl JobKind for Upload {
             Err(error) if error.is_passing() => Err(JobError::passing(anyhow::Error::new(error)).after(findings, rows)),
             Err(error) => Err(JobError::permanent(anyhow::Error::new(error)).after(findings, rows)),
             Ok(()) if ctx.stopping.is_cancelled() => {
-                let error = anyhow::anyhow!("stopped early because the daemon is stopping; what is left stays queued");
+                let error = anyhow::anyhow!("stopped early, as it was told to; what is left stays queued");
                 Err(JobError::passing(error).after(findings, rows))
             }
             Ok(()) => match &tally.letters_error {

@@ -269,6 +269,8 @@ max_record_size = "1KB"
     let said = ask_with(house.path(), &mended, &["dead-letters", "retry", "--all"]).await;
     assert_eq!(said.out, "retried 2 dead letters\n", "{}", said.err);
     assert!(said.err.contains("1 was left"), "{}", said.err);
+    let said = ask(house.path(), &["dead-letters", "retry", "--dataset", "transaction"]).await;
+    assert!(said.out.starts_with("no such dead letters; "), "{}{}", said.out, said.err);
     let said = ask_with(house.path(), &mended, &["run", "upload", "--json"]).await;
     assert!(said.code == Some(0) && json(&said.out)["rows"] == 2, "{}{}", said.out, said.err);
 }

@@ -247,7 +247,7 @@ async fn a_stopped_upload_leaves_the_rest_queued(rig: Rig) {
     rig.produce(0, "upload_queue", &[transaction("a", 1.0)]).await;
     rig.stopping.cancel();
     let error = rig.run().await.unwrap_err();
-    assert!(error.retry && error.to_string().contains("stopping"), "{error}");
+    assert!(error.retry && error.to_string().contains("stopped early"), "{error}");
     assert_eq!(rig.left(0, "upload_queue").await, (1, 0));
 }
 

@@ -396,3 +396,13 @@ async fn loads_outlive_the_process_that_sent_them() {
     assert_eq!(settled(&reopened, &load("kept")).await, LoadStatus::Done { rows: 1, reading: 1 });
     assert!(matches!(settled(&reopened, &load("failed")).await, LoadStatus::Failed(_)));
 }
+
+#[tokio::test]
+async fn a_file_takes_rows_of_forty_megabytes() {
+    let stage = Stage::sqlite().await;
+    with_table(&stage).await;
+    // Escaped, as a record that is sent as text may be: twice as long on the way.
+    let vast = format!("{{\"id\":\"{}\"}}", "\\\\".repeat(20_000_000));
+    let status = stage.load(&load("vast"), &vast).await;
+    assert_eq!(status, LoadStatus::Done { rows: 1, reading: 1 });
+}

@@ -70,9 +70,13 @@ impl Encoder<'_> {
     fn json_row(&self, text: &str, out: &mut Vec<u8>) -> Result<(), Rejection> {
         let field = &self.dataset.timestamp_field;
         let time: Option<&RawValue> = find_member(text, field).map_err(|error| unreadable(text, &error))?;
-        let missing =
-            || Rejection::new("schema", format!("field `{field}` is missing, and it is the row's {TIMESTAMP}"));
-        let time = time.map(RawValue::get).filter(|raw| *raw != "null").ok_or_else(missing)?;
+        let without =
+            |how: &str| Rejection::new("schema", format!("field `{field}` is {how}, and it is the row's {TIMESTAMP}"));
+        let time = match time.map(RawValue::get) {
+            None => return Err(without("missing")),
+            Some("null") => return Err(without("null")),
+            Some(time) => time,
+        };
         let at = match serde_json::from_str::<Cow<'_, str>>(time) {
             Ok(text) => timestamp::parse(&text),
             Err(_) => time.parse().ok().and_then(timestamp::from_unix_seconds),

@@ -217,17 +217,9 @@ impl Run {
         self.batches.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many entries the next batch may take. Of several batches the first ones grow and the last ones shrink: while the first is
-    /// read there is nothing to release, and while the last is released nothing to read.
+    /// How many entries the next batch may take.
     pub(super) fn batch_rows(&self) -> u64 {
-        let (most, left) = (u64::from(self.limits.max_rows), self.quota());
-        let batches = self.batches.load(Ordering::Relaxed);
-        if batches == 0 && left <= most {
-            return most;
-        }
-        let least = most.div_ceil(SMALLEST);
-        let shrinking = if left < 2 * least { left } else { left / 2 };
-        most.min(least << batches.min(8)).min(shrinking)
+        rows_of_next(u64::from(self.limits.max_rows), self.batches.load(Ordering::Relaxed), self.quota())
     }
 
     /// How many bytes a record is expected to have.
@@ -288,6 +280,19 @@ impl Run {
     }
 }
 
+/// How many entries the next batch may take, after so many batches, with so many entries left. Of several batches the first ones
+/// grow and the last ones shrink: while the first is read there is nothing to release, and while the last is released nothing to
+/// read.
+fn rows_of_next(most: u64, batches: u32, left: u64) -> u64 {
+    if batches == 0 && left <= most {
+        return most;
+    }
+    let least = most.div_ceil(SMALLEST);
+    let growing = least << batches.min(SMALLEST.ilog2());
+    let shrinking = if left < 2 * least { left } else { left / 2 };
+    most.min(growing).min(shrinking)
+}
+
 /// The queues of these datasets, each with its tables, in the order of the datasets.
 pub(super) fn queues(names: &[String], datasets: &Datasets) -> Vec<(QueueRef, Vec<Arc<Table>>)> {
     let mut queues: Vec<(QueueRef, Vec<Arc<Table>>)> = Vec::new();
@@ -300,4 +305,33 @@ pub(super) fn queues(names: &[String], datasets: &Datasets) -> Vec<(QueueRef, Ve
         }
     }
     queues
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batches(most: u64, entries: u64) -> Vec<u64> {
+        let (mut sizes, mut left) = (Vec::new(), entries);
+        while left > 0 {
+            sizes.push(rows_of_next(most, sizes.len() as u32, left).min(left));
+            left -= sizes.last().expect("one was pushed");
+        }
+        sizes
+    }
+
+    #[test]
+    fn batches_grow_and_shrink_and_are_few() {
+        assert_eq!(batches(50_000, 50_000), [50_000]);
+        assert_eq!(batches(50_000, 100_000), [12_500, 25_000, 31_250, 15_625, 15_625]);
+        assert_eq!(batches(50_000, 250_000), [12_500, 25_000, 50_000, 50_000, 50_000, 31_250, 15_625, 15_625]);
+        assert_eq!(batches(1, 3), [1, 1, 1]);
+        for most in [1, 2, 3, 7, 50_000] {
+            for entries in (1..20).chain([most, most + 1, 10 * most + 3]) {
+                let sizes = batches(most, entries);
+                assert!(sizes.iter().all(|size| (1..=most).contains(size)), "{most} of {entries}: {sizes:?}");
+                assert!(sizes.len() as u64 <= entries.div_ceil(most) + 3, "{most} of {entries}: {sizes:?}");
+            }
+        }
+    }
 }

@@ -17,8 +17,8 @@ use super::cells::{Cell, RowReader};
 use super::{declaration, explained, failure_to_json, name, quoted, read_schema, table_name, written};
 use crate::warehouse::{BadRow, Column, FailureCause, Load, LoadFailure, LoadWriter, WarehouseError, fields};
 
-/// The longest row that is read. Nothing longer gets through BigQuery's other limits in practice.
-const MAX_ROW_BYTES: u64 = 16 << 20;
+/// The longest row that is read: twice the largest record that a dataset may allow, because one that is sent as text is escaped.
+const MAX_ROW_BYTES: u64 = 200_000_000;
 /// How many bad rows are named, as BigQuery names only the first ones.
 const MAX_BAD_ROWS: usize = 100;
 /// Rows are inserted so many at a time, or fewer if they are large or wide.

@@ -96,7 +96,7 @@ fn what_is_no_record_says_why() {
         (b"17", "not_an_object", "a number"),
         (b"null", "not_an_object", "null"),
         (b"{\"amount\":1}", "schema", "`_timestamp` is missing"),
-        (b"{\"_timestamp\":null}", "schema", "`_timestamp` is missing"),
+        (b"{\"_timestamp\":null}", "schema", "`_timestamp` is null"),
         (b"{\"_timestamp\":\"yesterday\"}", "schema", "should be a time"),
         (b"{\"a\":nan,\"_timestamp\":\"2025-09-27T14:30:00Z\"}", "not_json", ""),
     ] {
