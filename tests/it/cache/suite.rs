@@ -21,9 +21,6 @@ suite!(
     marks_come_back_as_written_and_may_be_written_again,
     marks_with_a_gap_before_them_are_refused,
     buried_positions_come_back_in_order,
-    reading_tells_values_missing_ones_and_long_ones_apart,
-    reading_stops_where_the_budget_ends,
-    megabytes_are_read_within_the_budget_and_released,
     release_deletes_what_was_sent_and_nothing_newer,
     a_record_rewritten_again_and_again_is_never_deleted_unsent,
     records_that_are_kept_are_remembered_as_sent,
@@ -239,85 +236,6 @@ async fn buried_positions_come_back_in_order(backend: Backend) {
     cache.bury(&lease, &[]).await.unwrap();
     let expected: Vec<u32> = (0..2_500).chain([60_000]).collect();
     assert_eq!(cache.buried(&lease).await.unwrap(), expected);
-}
-
-async fn reading_tells_values_missing_ones_and_long_ones_apart(backend: Backend) {
-    let cache = &backend.cache;
-    let exact = "x".repeat(5_000);
-    let records = [
-        record("plain", "{}"),
-        record("empty", ""),
-        record("exact", &exact),
-        record("over", &format!("{exact}y")),
-        record("last", "z"),
-    ];
-    cache.produce(&queue(), &records, LONG).await.unwrap();
-    let keys = ["plain", "nowhere", "empty", "exact", "over", "last"];
-    let stored = cache.read(1, &keys, 5_000, 1 << 20).await.unwrap();
-    let expected = [
-        Stored::Value("{}".into()),
-        Stored::Missing,
-        Stored::Value(Bytes::new()),
-        Stored::Value(exact.clone().into()),
-        Stored::TooLarge(5_001),
-        Stored::Value("z".into()),
-    ];
-    assert_eq!(stored, expected);
-    assert_eq!(cache.read(0, &["plain"], 5_000, 1 << 20).await.unwrap(), [Stored::Missing], "another database");
-    assert_eq!(cache.read(1, &[], 5_000, 1 << 20).await.unwrap(), []);
-}
-
-async fn reading_stops_where_the_budget_ends(backend: Backend) {
-    let cache = &backend.cache;
-    let value = "v".repeat(100_000);
-    let records: Vec<_> = (0..30).map(|n| record(&format!("tx:{n}"), &value)).collect();
-    cache.produce(&queue(), &records, LONG).await.unwrap();
-    let keys: Vec<String> = (0..30).map(|n| format!("tx:{n}")).collect();
-    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    for (budget, at_most) in [(1_u64, 1), (100_000, 1), (250_000, 2), (1_000_000, 10), (10_000_000, 30)] {
-        let (mut at, mut reads) = (0, 0);
-        while at < keys.len() {
-            let stored = cache.read(1, &keys[at..], 1_000_000, budget).await.unwrap();
-            assert!((1..=at_most).contains(&stored.len()), "{} values for {budget} bytes", stored.len());
-            assert!(stored.iter().all(|one| matches!(one, Stored::Value(bytes) if bytes == value.as_bytes())));
-            at += stored.len();
-            reads += 1;
-        }
-        // However large the budget, Redis is not asked for more than half a megabyte at a time.
-        assert!(reads <= 30_usize.div_ceil(at_most.min(5)) + 1, "{reads} reads for {budget} bytes each");
-    }
-}
-
-async fn megabytes_are_read_within_the_budget_and_released(backend: Backend) {
-    let cache = &backend.cache;
-    let values: Vec<String> = (0..12).map(|n| format!("{n}").repeat(1_000_000)).collect();
-    let records: Vec<_> = (0..12).map(|n| record(&format!("tx:{n}"), &values[n])).collect();
-    cache.produce(&queue(), &records, LONG).await.unwrap();
-    let lease = lease("a");
-    cache.claim(&lease, 12).await.unwrap();
-    let keys: Vec<String> = (0..12).map(|n| format!("tx:{n}")).collect();
-    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    let mut at = 0;
-    while at < keys.len() {
-        let stored = cache.read(1, &keys[at..], 4 << 20, 4 << 20).await.unwrap();
-        let bytes: usize = stored.iter().map(|one| if let Stored::Value(value) = one { value.len() } else { 0 }).sum();
-        assert!(bytes <= 4 << 20 && !stored.is_empty(), "{bytes} bytes came in {} values", stored.len());
-        for (n, one) in (at..).zip(&stored) {
-            assert!(matches!(one, Stored::Value(value) if *value == values[n].as_bytes()), "value {n} is another");
-        }
-        at += stored.len();
-    }
-    // The last digit differs, far behind the piece that is looked at first.
-    let mut near = values[11].clone().into_bytes();
-    *near.last_mut().unwrap() = b'x';
-    let mut sent: Vec<Sent<'_>> = keys.iter().zip(&values).map(|(key, value)| row(key, value)).collect();
-    sent[11].value = Digest::of(&near);
-    let released = cache.release(&lease, &sent, AfterUpload::Delete).await.unwrap();
-    assert_eq!(released, Released { done: 11, rewritten: 1, gone: 0 });
-    assert!(matches!(
-        cache.read(1, &keys[10..], 4 << 20, 4 << 20).await.unwrap()[..],
-        [Stored::Missing, Stored::Value(_)]
-    ));
 }
 
 async fn release_deletes_what_was_sent_and_nothing_newer(backend: Backend) {
