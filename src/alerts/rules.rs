@@ -254,7 +254,7 @@ fn dead_letters_kept(
         details.push(("More datasets".to_owned(), (letters.len() - MAX_DATASETS).to_string()));
     }
     details.push(("Look closer".to_owned(), "lamplighter dead-letters list".to_owned()));
-    details.push(("Try them again".to_owned(), "lamplighter dead-letters retry".to_owned()));
+    details.push(("Try them again".to_owned(), "lamplighter dead-letters retry --all".to_owned()));
     change(subject, "dead_letters", Severity::Warning, AlertState::Firing, summary, details, at)
 }
 

@@ -159,7 +159,7 @@ pub(super) enum DeadLettersCommand {
         #[command(flatten)]
         which: Which,
     },
-    /// Delete them for good
+    /// Forget them; records that are in the cache stay there until their TTL ends
     Drop {
         /// Their ids
         ids: Vec<String>,

@@ -163,12 +163,17 @@ fn report(house: &House, verb: &str, all: bool, done: u64, left: u64) -> Result<
 async fn export(house: &House, which: &Which) -> Result<(), Failure> {
     let (_, history) = house.history().await?;
     let mut pages = Pages::new(&history, &[], which);
+    let mut any = false;
     while let Some(page) = pages.next().await? {
         for id in page {
             if let Some(letter) = history.dead_letter(&id).await? {
+                any = true;
                 house.out.line(serde_json::to_string(&letter).expect("a dead letter is plain data with text keys"));
             }
         }
+    }
+    if !any && (which.dataset.is_some() || which.reason.is_some()) {
+        house.out.remark(NONE_SUCH);
     }
     Ok(())
 }

@@ -36,7 +36,11 @@ pub(super) async fn run(house: &House, args: RunArgs) -> Result<(), Failure> {
     {
         let known: Vec<&str> = settings.jobs.iter().map(|job| job.name.as_str()).collect();
         let hint = nearest(job, known.iter().copied());
-        let hint = hint.map_or(format!("there are: {}", known.join(", ")), |hint| format!("did you mean {hint:?}?"));
+        let hint = match hint {
+            Some(hint) => format!("did you mean {hint:?}?"),
+            None if known.is_empty() => "there is none at all".to_owned(),
+            None => format!("there are: {}", known.join(", ")),
+        };
         return Err(Failure::usage(format!("there is no job {job:?} in {}; {hint}", settings.file.display())));
     }
     let stop = signals::stop_token()?;

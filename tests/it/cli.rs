@@ -271,6 +271,8 @@ max_record_size = "1KB"
     assert!(said.err.contains("1 was left"), "{}", said.err);
     let said = ask(house.path(), &["dead-letters", "retry", "--dataset", "transaction"]).await;
     assert!(said.out.starts_with("no such dead letters; "), "{}{}", said.out, said.err);
+    let said = ask(house.path(), &["dead-letters", "export", "--dataset", "transaction"]).await;
+    assert!(said.out.is_empty() && said.err.contains("no such dead letters; "), "{}{}", said.out, said.err);
     let said = ask_with(house.path(), &mended, &["run", "upload", "--json"]).await;
     assert!(said.code == Some(0) && json(&said.out)["rows"] == 2, "{}{}", said.out, said.err);
 }

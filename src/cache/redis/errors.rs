@@ -104,9 +104,9 @@ fn io_error(error: &RedisError) -> Option<&io::Error> {
     kept.downcast_ref()
 }
 
-/// At most the first line, and of that 200 characters.
+/// At most the first line, and of that 200 characters; without a full stop, because our own follows.
 fn first_words(said: &str) -> String {
-    said.lines().next().unwrap_or_default().chars().take(200).collect()
+    said.lines().next().unwrap_or_default().trim_end_matches('.').chars().take(200).collect()
 }
 
 #[cfg(test)]

@@ -126,6 +126,9 @@ impl Encoder<'_> {
                 continue;
             }
             let Some(position) = self.shape.position(name, at) else {
+                if let Some((other, _)) = members[..at].iter().find(|(other, _)| is_same_column(other, name)) {
+                    return Err(two_cases(other, name));
+                }
                 checker.note_new(&[name], value.get()).map_err(reject)?;
                 changes.push((at, None));
                 continue;
@@ -134,9 +137,8 @@ impl Encoder<'_> {
                 // JSON readers take the last of two members with one name.
                 let earlier = members[..at].iter().rposition(|(other, _)| other.eq_ignore_ascii_case(name));
                 let earlier = earlier.expect("the column was given by an earlier member");
-                if members[earlier].0 != *name {
-                    let both = format!("fields `{}` and `{name}` are the same column", members[earlier].0);
-                    return Err(reject(format!("{both}: BigQuery does not distinguish upper and lower case")));
+                if is_same_column(&members[earlier].0, name) {
+                    return Err(two_cases(&members[earlier].0, name));
                 }
                 changes.retain(|(changed, _)| *changed != earlier);
                 changes.push((earlier, None));
@@ -242,6 +244,16 @@ fn find_member<'a>(text: &'a str, name: &str) -> Result<Option<&'a RawValue>, se
     let found = deserializer.deserialize_map(Find(name))?;
     deserializer.end()?;
     Ok(found)
+}
+
+/// Whether two names differ, and only in case.
+fn is_same_column(one: &str, other: &str) -> bool {
+    one != other && one.eq_ignore_ascii_case(other)
+}
+
+fn two_cases(one: &str, other: &str) -> Rejection {
+    let why = "BigQuery does not distinguish upper and lower case";
+    Rejection::new("schema", format!("fields `{one}` and `{other}` are the same column: {why}"))
 }
 
 fn unreadable(text: &str, error: &serde_json::Error) -> Rejection {

@@ -177,6 +177,7 @@ fn layout_columns_refuses_what_breaks_the_schema() {
         (r#"{"inner":[1]}"#, "an object"),
         (r#"{"inner":{"a":"x"}}"#, "`inner.a`"),
         (r#"{"score":1,"Score":2}"#, "the same column"),
+        (r#"{"fresh":1,"Fresh":2}"#, "the same column"),
         (r#"{"no spaces":1}"#, "no column of that name"),
         (r#"{"_TABLE_x":1}"#, "no column of that name"),
     ] {
