@@ -51,9 +51,6 @@ async fn test(house: &House, name: &str, now: DateTime<Utc>) -> Result<(), Failu
         return Err(match (off, hint) {
             (Some(note), _) => Failure::configuration(note),
             (None, Some(hint)) => Failure::usage(format!("there is no receiver {name:?}; did you mean {hint:?}?")),
-            (None, None) if settings.receivers.is_empty() => Failure::usage(format!(
-                "there is no receiver {name:?}: jobs.toml has none, and alerts go to the console"
-            )),
             (None, None) => {
                 let names: Vec<&str> = settings.receivers.keys().map(String::as_str).collect();
                 Failure::usage(format!("there is no receiver {name:?}; there are: {}", names.join(", ")))

@@ -17,7 +17,7 @@ use crate::units::Size;
 /// How many are handled at a time, so that memory stays flat however many there are.
 const AT_A_TIME: u32 = 500;
 
-/// There are dead letters, but none that the options fit.
+/// Said when there are none that the options fit.
 const NONE_SUCH: &str = "no such dead letters; `lamplighter dead-letters list` shows all";
 
 pub(super) async fn obey(house: &House, command: DeadLettersCommand, now: DateTime<Utc>) -> Result<(), Failure> {

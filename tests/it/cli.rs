@@ -231,6 +231,13 @@ async fn without_credentials_a_run_says_which_to_set_and_asks_nobody() {
 }
 
 #[tokio::test]
+async fn where_there_is_no_job_it_is_said() {
+    let house = folder("");
+    let said = ask(house.path(), &["run", "nightly"]).await;
+    assert!(said.code == Some(2) && said.err.contains("there is none at all"), "{:?} {}", said.code, said.err);
+}
+
+#[tokio::test]
 async fn dead_letters_are_retried_once_their_cause_is_mended() {
     let house = tempfile::tempdir().unwrap();
     let jobs = r#"

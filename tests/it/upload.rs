@@ -37,6 +37,7 @@ both!(
     a_stopped_upload_leaves_the_rest_queued,
     a_queue_of_several_batches_arrives_once,
     a_batch_takes_about_as_many_bytes_as_it_may,
+    several_batches_grow_and_shrink,
 );
 
 fn entry(entry: impl Into<Vec<u8>>, key: &str, value: Option<&str>) -> Produced {
@@ -265,6 +266,17 @@ async fn a_batch_takes_about_as_many_bytes_as_it_may(mut rig: Rig) {
     assert_eq!(findings.get("uploaded_rows{dataset=transactions}"), Some(&60.0), "{findings:?}");
     let batches = findings["batches{}"];
     assert!((5.0..=8.0).contains(&batches), "120 KB in {batches} batches of 20 KB");
+}
+
+async fn several_batches_grow_and_shrink(mut rig: Rig) {
+    let job = JOB.replace("lease = \"3s\"", "lease = \"3s\"\nbatch = { max_rows = 8 }");
+    let other = Rig::sqlite(&job).await;
+    (rig.job, rig.datasets) = (other.job.clone(), other.datasets.clone());
+    let records: Vec<Produced> = (0..20).map(|n| transaction(&n.to_string(), f64::from(n))).collect();
+    rig.produce(0, "upload_queue", &records).await;
+    let findings = rig.findings().await;
+    assert_eq!(findings.get("uploaded_rows{dataset=transactions}"), Some(&20.0), "{findings:?}");
+    assert_eq!(findings["batches{}"], 6.0, "of 2, 4, 7, 3, 2 and 2");
 }
 
 async fn a_queue_of_several_batches_arrives_once(mut rig: Rig) {

@@ -146,6 +146,7 @@ mod tests {
             let error = classify("example:6379/1", code, said);
             assert!(class(&error), "{said} became {error:?}");
             assert!(error.to_string().contains(words), "{error} does not say {words:?}");
+            assert!(!error.to_string().contains(".."), "{error} ends twice");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One record into one row: checked against the table's shape, and written as a line of JSON.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
@@ -118,6 +119,8 @@ impl Encoder<'_> {
         // Fields whose text differs from the record's, by position in it: `None` leaves the field out.
         let mut changes: Vec<(usize, Option<String>)> = Vec::new();
         let mut lacking = Fields::default();
+        // As written, by their lower case.
+        let mut new_names = HashMap::new();
         let mut checker = Checker { new_fields: &mut lacking, repaired };
         let reject = |detail: String| Rejection::new("schema", detail);
         for (at, (name, value)) in members.iter().enumerate() {
@@ -126,7 +129,9 @@ impl Encoder<'_> {
                 continue;
             }
             let Some(position) = self.shape.position(name, at) else {
-                if let Some((other, _)) = members[..at].iter().find(|(other, _)| is_same_column(other, name)) {
+                if let Some(other) = new_names.insert(name.to_ascii_lowercase(), name)
+                    && other != name
+                {
                     return Err(two_cases(other, name));
                 }
                 checker.note_new(&[name], value.get()).map_err(reject)?;
@@ -137,7 +142,7 @@ impl Encoder<'_> {
                 // JSON readers take the last of two members with one name.
                 let earlier = members[..at].iter().rposition(|(other, _)| other.eq_ignore_ascii_case(name));
                 let earlier = earlier.expect("the column was given by an earlier member");
-                if is_same_column(&members[earlier].0, name) {
+                if members[earlier].0 != *name {
                     return Err(two_cases(&members[earlier].0, name));
                 }
                 changes.retain(|(changed, _)| *changed != earlier);
@@ -244,11 +249,6 @@ fn find_member<'a>(text: &'a str, name: &str) -> Result<Option<&'a RawValue>, se
     let found = deserializer.deserialize_map(Find(name))?;
     deserializer.end()?;
     Ok(found)
-}
-
-/// Whether two names differ, and only in case.
-fn is_same_column(one: &str, other: &str) -> bool {
-    one != other && one.eq_ignore_ascii_case(other)
 }
 
 fn two_cases(one: &str, other: &str) -> Rejection {
