@@ -24,7 +24,7 @@ pub use self::problems::{Problem, Problems};
 pub use self::variables::Env;
 use self::variables::Variables;
 use crate::alerts::ReceiverSettings;
-use crate::document::{self, Entry, Fault, Reading, Scope, Table, What};
+use crate::document::{self, Entry, Fault, Reading, Scope, Table, What, add_further};
 use crate::jobs::{Dataset, Datasets, Defaults, JobSpec, Place, Registry};
 
 /// The sections of jobs.toml.
@@ -220,20 +220,24 @@ impl<'t> Reader<'t> {
                 }
                 places.push((name, place));
             }
-            let mut dataset = match table.read::<Dataset>(Scope::All) {
-                Ok(dataset) => dataset,
-                Err(faults) => {
-                    self.blame(faults);
-                    continue;
-                }
+            let (dataset, mut faults) = table.read_around::<Dataset>(Scope::All);
+            let Some(mut dataset) = dataset else {
+                self.blame(faults);
+                continue;
             };
+            // The keys that other checks compare: made-up ones would be found to clash.
+            let compared = ["database", "queue", "table", "layout"].map(|key| table.path.key(key));
+            let sound = !faults.iter().any(|fault| compared.contains(&fault.place()));
             if !table.table.contains_key("database") {
                 dataset.database = default_database;
             }
             let clashes = datasets.iter().filter_map(|(other, earlier)| dataset.clash(other, earlier));
             let mistakes = dataset.validate().into_iter().chain(clashes);
-            self.blame(mistakes.map(|(key, sentence)| Fault::said(table.path.key(key), sentence)));
-            datasets.insert(name.to_owned(), dataset);
+            add_further(&mut faults, mistakes.map(|(key, sentence)| Fault::said(table.path.key(key), sentence)));
+            self.blame(faults);
+            if sound {
+                datasets.insert(name.to_owned(), dataset);
+            }
         }
         datasets
     }

@@ -65,6 +65,16 @@ impl Fault {
         Self::at(path, What::Said(sentence.into()))
     }
 
+    /// The key that it is about, whether that is there or not.
+    pub(crate) fn place(&self) -> Path {
+        let path = self.path.clone().unwrap_or_default();
+        match &self.what {
+            What::UnknownKey { key, .. } => path.key(key),
+            What::MissingKey(key) => path.key(key),
+            _ => path,
+        }
+    }
+
     /// Notes the value, unless one further down has been noted.
     pub(super) fn or_at(mut self, path: &Path) -> Self {
         self.path.get_or_insert_with(|| path.clone());
@@ -125,6 +135,16 @@ impl Error for Fault {
     fn duplicate_field(key: &'static str) -> Self {
         Self::new(What::Said(format!("`{key}` is there twice")))
     }
+}
+
+/// Adds what was found in values that were read around `faults`: no more than is not about what is at fault anyway.
+pub(crate) fn add_further(faults: &mut Vec<Fault>, further: impl IntoIterator<Item = Fault>) {
+    let known: Vec<Path> = faults.iter().map(Fault::place).collect();
+    let is_new = |fault: &Fault| {
+        let place = fault.place();
+        !known.iter().any(|known| known.holds(&place) || place.holds(known))
+    };
+    faults.extend(further.into_iter().filter(is_new));
 }
 
 fn found_in_words(found: Unexpected<'_>) -> String {

@@ -9,7 +9,7 @@ mod fill;
 mod node;
 mod read;
 
-pub(crate) use self::fault::{Fault, What, clip};
+pub(crate) use self::fault::{Fault, What, add_further, clip};
 pub(crate) use self::fields::keys_of;
 pub(crate) use self::node::{Entry, Node, Origin, Path, Step, SyntaxError, Table, Value, parse};
 pub(crate) use self::read::{Reading, Scope};

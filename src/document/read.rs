@@ -39,6 +39,15 @@ pub(crate) enum Scope {
 impl Reading<'_> {
     /// Reads the table as a `T`. Either there are faults, or there is a `T`.
     pub(crate) fn read<T: DeserializeOwned>(&self, scope: Scope) -> Result<T, Vec<Fault>> {
+        match self.read_around(scope) {
+            (Some(value), faults) if faults.is_empty() => Ok(value),
+            (_, faults) => Err(faults),
+        }
+    }
+
+    /// Reads the table as a `T`, with all faults. Where there are some, there still is a `T` as a rule: what is at fault is
+    /// missing from it or made up, so it is good for finding more of them, see [`super::add_further`], and for nothing else.
+    pub(crate) fn read_around<T: DeserializeOwned>(&self, scope: Scope) -> (Option<T>, Vec<Fault>) {
         let cx = Context {
             root: self.path.clone(),
             scope,
@@ -50,15 +59,14 @@ impl Reading<'_> {
         for _ in 0..MOST_ROUNDS {
             let top = InTable { cx: &cx, table: self.table, path: self.path.clone() };
             let fault = match T::deserialize(top) {
-                Ok(value) if cx.faults.borrow().is_empty() => return Ok(value),
-                Ok(_) => break,
+                Ok(value) => return (Some(value), cx.faults.into_inner()),
                 Err(fault) => fault.or_at(&self.path),
             };
             if !self.note::<T>(&cx, fault) {
                 break;
             }
         }
-        Err(cx.faults.into_inner())
+        (None, cx.faults.into_inner())
     }
 
     /// Takes a fault down and sees to it that the next reading passes it by. `false`: that cannot be done.

@@ -53,7 +53,7 @@ impl<K: JobKind> Job for K {
 }
 
 /// Reads the kind's own keys of a job's table.
-type Read = fn(&Reading<'_>) -> Result<Arc<dyn Job>, Vec<Fault>>;
+type Read = fn(&Reading<'_>) -> (Option<Arc<dyn Job>>, Vec<Fault>);
 
 /// The kinds that are known.
 #[derive(Default)]
@@ -71,8 +71,8 @@ impl Registry {
         let taken = keys_of::<K>().iter().find(|key| COMMON_KEYS.contains(key));
         assert!(taken.is_none(), "job kind {:?} has a key {taken:?}, which every job has", K::KIND);
         let read: Read = |table| {
-            let job = table.read::<K>(Scope::Except(COMMON_KEYS))?;
-            Ok(Arc::new(job))
+            let (job, faults) = table.read_around::<K>(Scope::Except(COMMON_KEYS));
+            (job.map(|job| Arc::new(job) as Arc<dyn Job>), faults)
         };
         assert!(self.kinds.insert(K::KIND, read).is_none(), "job kind {:?} is registered twice", K::KIND);
         self
@@ -83,17 +83,17 @@ impl Registry {
         self.kinds.keys().copied()
     }
 
-    /// Reads what the kind that the table names has to say of it.
-    pub(super) fn read(&self, table: &Reading<'_>) -> Result<Arc<dyn Job>, Vec<Fault>> {
+    /// Reads what the kind that the table names has to say of it. With faults, the job is only good for finding more.
+    pub(super) fn read(&self, table: &Reading<'_>) -> (Option<Arc<dyn Job>>, Vec<Fault>) {
         let Some(kind) = table.table.get("kind") else {
             let mut faults = misspelt(table);
             faults.push(Fault::at(table.path.clone(), What::MissingKey("kind")));
-            return Err(faults);
+            return (None, faults);
         };
         let path = table.path.key("kind");
         let Some(word) = kind.node.text() else {
             let (found, expected) = (kind.node.sort().to_owned(), "text in quotes".to_owned());
-            return Err(vec![Fault::at(path, What::WrongType { found, expected })]);
+            return (None, vec![Fault::at(path, What::WrongType { found, expected })]);
         };
         match self.kinds.get(word.value.as_str()) {
             Some(read) => read(table),
@@ -101,7 +101,7 @@ impl Registry {
                 let choices = self.names().map(str::to_owned).collect();
                 let mut faults = misspelt(table);
                 faults.push(Fault::at(path, What::NotAChoice { found: word.shown().to_owned(), choices }));
-                Err(faults)
+                (None, faults)
             }
         }
     }

@@ -11,7 +11,7 @@ pub(crate) use self::keys::Defaults;
 use self::keys::{JobKeys, Zone};
 use super::datasets::Datasets;
 use super::registry::{Job, Registry};
-use crate::document::{Fault, Reading, Scope, What};
+use crate::document::{Fault, Reading, Scope, add_further};
 use crate::history::Severity;
 pub use crate::schedule::CatchUp;
 use crate::schedule::Schedule;
@@ -75,34 +75,40 @@ impl JobSpec {
         datasets: &Datasets,
         notify: &[String],
     ) -> Result<Self, Vec<Fault>> {
-        let mut faults = Vec::new();
-        let keys = table.read::<JobKeys>(Scope::Known).map_err(|found| faults.extend(found)).ok();
-        let job = kinds.read(table).map_err(|found| faults.extend(found)).ok();
-        if let Some(job) = &job {
-            let sentences = job.validate(datasets).into_iter();
-            faults.extend(sentences.map(|(key, sentence)| Fault::said(table.path.key(key), sentence)));
-        }
+        let (keys, mut faults) = table.read_around::<JobKeys>(Scope::Known);
+        let (job, found) = kinds.read(table);
+        faults.extend(found);
         if table.table.contains_key("schedule") && table.table.contains_key("every") {
             let sentence = "a job has either `schedule` (a cron line) or `every` (a period), not both";
             faults.push(Fault::said(table.path.key("every"), sentence));
         }
-        let (Some(keys), Some(job), true) = (keys, job, faults.is_empty()) else { return Err(faults) };
+        let (Some(keys), Some(job)) = (keys, job) else { return Err(faults) };
 
+        let mut further = Vec::new();
         let Zone(tz) = keys.timezone.or(defaults.timezone).unwrap_or(Zone(chrono_tz::Tz::UTC));
         let schedule = match (keys.schedule, keys.every) {
-            (Some(line), _) => Some(Schedule::cron(&line.0, tz).map_err(|sentence| {
-                let hidden = table.table["schedule"].node.hides();
-                let sentence = if hidden { format!("this cron line is refused in {tz}") } else { sentence };
-                vec![Fault::at(table.path.key("schedule"), What::Said(sentence))]
-            })?),
+            (Some(line), _) => Schedule::cron(&line.0, tz)
+                .map_err(|sentence| {
+                    let hidden = table.table["schedule"].node.hides();
+                    let sentence = if hidden { format!("this cron line is refused in {tz}") } else { sentence };
+                    further.push(Fault::said(table.path.key("schedule"), sentence));
+                })
+                .ok(),
             (None, Some(period)) => Some(period.0),
             (None, None) => None,
         };
         let retry = keys.retry.over(defaults.retry);
         if retry.backoff > retry.max_backoff {
             let sentence = "`retry.backoff` is longer than `retry.max_backoff` (which is 5m where nothing is written)";
-            return Err(vec![Fault::said(table.path.key("retry"), sentence)]);
+            further.push(Fault::said(table.path.key("retry"), sentence));
         }
+        let sentences = job.validate(datasets).into_iter();
+        further.extend(sentences.map(|(key, sentence)| Fault::said(table.path.key(key), sentence)));
+        add_further(&mut faults, further);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+
         let day = Duration::from_secs(86_400);
         Ok(Self {
             name: name.to_owned(),

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 use tokio::task::{JoinError, JoinSet};
 
 use self::batch::Batch;
@@ -44,12 +45,20 @@ pub(super) struct Upload {
     #[serde(default)]
     batch: Limits,
     /// How long a dead process keeps a batch from being taken over.
-    #[serde(default = "lease")]
+    #[serde(default = "usual_lease", deserialize_with = "lease")]
     lease: Span,
 }
 
-fn lease() -> Span {
+fn usual_lease() -> Span {
     Span(Duration::from_secs(30))
+}
+
+fn lease<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+    let lease = Span::deserialize(deserializer)?;
+    if lease.0 < Duration::from_secs(1) {
+        return Err(D::Error::custom(format!("{lease} is too short; at least 1s")));
+    }
+    Ok(lease)
 }
 
 impl JobKind for Upload {
@@ -68,15 +77,6 @@ impl JobKind for Upload {
                     format!("leaves out {name:?}, which shares the queue {}; {why}", dataset.queue_ref()),
                 ));
             }
-        }
-        if !(1..=500_000).contains(&self.batch.max_rows) {
-            mistakes.push(("batch", format!("max_rows = {} should be from 1 to 500000", self.batch.max_rows)));
-        }
-        if self.batch.max_bytes.0 == 0 {
-            mistakes.push(("batch", "max_bytes should be more than 0".to_owned()));
-        }
-        if self.lease.0 < Duration::from_secs(1) {
-            mistakes.push(("lease", format!("{} is too short; at least 1s", self.lease)));
         }
         mistakes
     }

@@ -171,11 +171,7 @@ impl Problem {
     pub(super) fn fault(source: &Source<'_>, root: &Table, fault: &Fault) -> Self {
         let path = fault.path.clone().unwrap_or_default();
         let (message, allowed, did_you_mean) = in_words(&path, &fault.what);
-        let full = match &fault.what {
-            What::UnknownKey { key, .. } => path.key(key),
-            What::MissingKey(key) => path.key(key),
-            _ => path.clone(),
-        };
+        let full = fault.place();
         let mut problem = Self { path: full.to_string(), allowed, did_you_mean, ..Self::say(message) };
         // A missing key is shown where its table begins, everything else where it is written.
         let (found, whole) = full.find(root);

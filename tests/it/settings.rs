@@ -140,6 +140,66 @@ fn every_mistake_is_reported_at_once_with_its_line() {
 }
 
 #[test]
+fn one_mistake_does_not_hide_another() {
+    let text = r#"
+        [defaults]
+        timezone = "UTC"
+
+        [datasets.transactions]
+        queue = "upload_queue"
+        keys = "tx:{id}"
+        table = "raw.transactions"
+        layout = "json"
+        cluster_by = ["amount"]
+        colour = "blue"
+
+        [datasets.predictions]
+        queue = "upload_queue"
+        keys = "pred:{id}"
+        table = "raw.predictions"
+        layout = "columns"
+        max_record_size = "0B"
+
+        [jobs.nightly-upload]
+        kind = "upload"
+        schedule = "0 2 30 2 *"
+        datasets = ["transactions"]
+        retry = { backoff = "1h", max_backoff = "1m" }
+        batch = { max_row = 7, max_rows = 0, max_bytes = "0B" }
+        lease = "10ms"
+        timeout = "soon"
+
+        [jobs.hourly-upload]
+        kind = "upload"
+        schedule = "0 * * * *"
+        retry = { backoff = "1x", max_backoff = "1s" }
+        batch = { max_rows = "many" }
+    "#;
+    let problems = problems(text, &[]);
+    let found: Vec<(&str, Option<usize>)> = problems.iter().map(|problem| (&*problem.path, problem.line)).collect();
+    assert_eq!(
+        found,
+        [
+            ("datasets.transactions.cluster_by", Some(10)),
+            ("datasets.transactions.colour", Some(11)),
+            ("datasets.predictions.max_record_size", Some(18)),
+            ("jobs.nightly-upload.schedule", Some(22)),
+            ("jobs.nightly-upload.datasets", Some(23)),
+            ("jobs.nightly-upload.retry", Some(24)),
+            ("jobs.nightly-upload.batch.max_row", Some(25)),
+            ("jobs.nightly-upload.batch.max_rows", Some(25)),
+            ("jobs.nightly-upload.batch.max_bytes", Some(25)),
+            ("jobs.nightly-upload.lease", Some(26)),
+            ("jobs.nightly-upload.timeout", Some(27)),
+            ("jobs.hourly-upload.datasets", Some(29)),
+            ("jobs.hourly-upload.retry.backoff", Some(32)),
+            ("jobs.hourly-upload.batch.max_rows", Some(33)),
+        ],
+        "{problems}"
+    );
+}
+
+#[test]
 fn problems_are_json_too() {
     let text = PLAIN.replace("kind =", "kid =");
     let json = serde_json::to_string_pretty(&problems(&text, &[])).unwrap();

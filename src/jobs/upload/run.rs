@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 use tokio::sync::Semaphore;
 
 use super::super::datasets::Datasets;
@@ -21,9 +22,25 @@ use crate::warehouse::WarehouseError;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Limits {
     /// Entries.
+    #[serde(deserialize_with = "rows")]
     pub(super) max_rows: u32,
     /// Bytes of record values, before compression. BigQuery's limit for a compressed file is 4 GB.
+    #[serde(deserialize_with = "bytes")]
     pub(super) max_bytes: Size,
+}
+
+fn rows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        rows @ 1..=500_000 => Ok(rows),
+        other => Err(D::Error::custom(format!("{other} rows; write 1 to 500000"))),
+    }
+}
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
+    match Size::deserialize(deserializer)? {
+        Size(0) => Err(D::Error::custom("it must be more than 0")),
+        size => Ok(size),
+    }
 }
 
 impl Default for Limits {
