@@ -12,6 +12,7 @@ mod held;
 mod lanes;
 mod lost;
 mod progress;
+mod replicas;
 mod run;
 mod spool;
 mod starts;
@@ -35,6 +36,7 @@ use self::away::Database;
 use self::claim::{Answer, Claiming};
 use self::held::Held;
 use self::lanes::Lanes;
+use self::replicas::Replicas;
 use self::run::Wanted;
 use self::spool::Spool;
 use self::starts::Starts;
@@ -133,6 +135,7 @@ struct Inner {
     lanes: Lanes,
     spool: Spool,
     starts: Starts,
+    replicas: Replicas,
     database: Database,
     writers: Semaphore,
     /// No new runs; those that are going should come to an end.
@@ -191,6 +194,7 @@ impl Runner {
             claiming: Claiming::default(),
             spool: Spool::default(),
             starts: Starts::default(),
+            replicas: Replicas::default(),
             database: Database::default(),
             writers: Semaphore::new(WRITERS),
             stopping: CancellationToken::new(),
@@ -272,6 +276,7 @@ impl Runner {
             }
         }
         self.flush(LET_GO).await;
+        inner.check_out().await;
         inner.done.cancel();
     }
 

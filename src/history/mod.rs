@@ -36,6 +36,15 @@ pub trait History: Send + Sync + 'static {
     /// Asks the database whether it is there.
     async fn ping(&self) -> Result<(), HistoryError>;
 
+    /// Whether daemons on other machines may use it too.
+    fn is_shared(&self) -> bool;
+
+    /// Notes that the daemon `owner` is up, for as long as `lease`, and returns all that are, in order.
+    async fn check_in(&self, owner: &str, lease: Duration) -> Result<Vec<String>, HistoryError>;
+
+    /// Notes that the daemon `owner` is up no longer.
+    async fn check_out(&self, owner: &str) -> Result<(), HistoryError>;
+
     // ---- jobs and runs
 
     /// Notes the jobs that are configured now. Jobs that are no longer configured stay, marked as retired.

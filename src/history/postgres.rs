@@ -138,6 +138,8 @@ impl Backend for PostgresHistory {
     type Read = PostgresSession<PoolConnection<Postgres>>;
     type Write = PostgresSession<Transaction<'static, Postgres>>;
 
+    const SHARED: bool = true;
+
     fn name(&self) -> String {
         self.name.clone()
     }

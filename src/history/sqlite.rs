@@ -86,6 +86,8 @@ impl Backend for SqliteHistory {
     type Read = SqliteSession<PoolConnection<Sqlite>>;
     type Write = SqliteSession<Transaction<'static, Sqlite>>;
 
+    const SHARED: bool = false;
+
     fn name(&self) -> String {
         name(&self.path)
     }

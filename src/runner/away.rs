@@ -88,6 +88,7 @@ impl Inner {
                 }
             }
             tracing::info!("the history database is back");
+            tokio::spawn(self.clone().look_after_slots());
             if told {
                 self.bell.ring(&self.away_changes(None, since));
             }
@@ -103,7 +104,10 @@ impl Inner {
         // It may have been away since before we started, or come back empty.
         self.limited("migrating", MIGRATE_LIMIT, self.history.migrate()).await?;
         self.flush_spool().await?;
+        self.claim_what_goes_on().await?;
         self.database.0.send_replace(true);
+        // What ended in between.
+        self.flush_spool().await?;
         if self.held.len() > 0 {
             self.beat_once().await;
         }

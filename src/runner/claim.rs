@@ -116,6 +116,7 @@ impl Inner {
                 Answer::Busy(_) if patient => self.await_turn(run).await?,
                 Answer::Busy(_) => return Err(NoRun::Missed(MissedCause::Overlap)),
                 Answer::Away(error) => match run.job.when_db_down {
+                    WhenDbDown::Run if self.is_left_to_another(run) => return Err(NoRun::Elsewhere),
                     WhenDbDown::Run => {
                         self.until_slot(run).await?;
                         if !(exclusive && lane.is_running()) {
@@ -169,7 +170,8 @@ impl Inner {
         }
     }
 
-    fn new_run(&self, run: &Wanted) -> NewRun {
+    /// The claim on a run.
+    pub(super) fn new_run(&self, run: &Wanted) -> NewRun {
         let now = self.clock.now();
         NewRun {
             id: run.id.clone(),

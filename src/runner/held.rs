@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Inner;
 use super::run::Wanted;
-use crate::history::{RunEnd, RunState};
+use crate::history::{Claim, HistoryError, NewRun, RunEnd, RunState};
 use crate::jobs::WhenDbDown;
 
 /// How often leases are looked at.
@@ -26,6 +26,8 @@ pub(super) struct Held(Mutex<HashMap<String, Lease>>);
 struct Lease {
     /// When the claim ends unless it is renewed; `None` for a run that was started without the database.
     until: Option<Instant>,
+    /// The claim to make once the database is back.
+    unclaimed: Option<NewRun>,
     /// Whether the body may go on when the claim ends because the database is away.
     outlives_database: bool,
     /// Cancelled when somebody else may run the slot.
@@ -39,8 +41,6 @@ pub(super) struct Hold {
     inner: Arc<Inner>,
     id: String,
     job: String,
-    /// Whether the history knows of the run. (Otherwise the database was away.)
-    pub(super) claimed: bool,
     /// Cancelled when the claim is gone.
     pub(super) fence: CancellationToken,
 }
@@ -50,10 +50,16 @@ impl Hold {
     pub(super) fn take(inner: &Arc<Inner>, run: &Wanted, until: Option<Instant>) -> Self {
         let fence = CancellationToken::new();
         let outlives_database = run.job.when_db_down == WhenDbDown::Run;
-        let lease = Lease { until, outlives_database, fence: fence.clone(), settling: false };
+        let unclaimed = until.is_none().then(|| inner.new_run(run));
+        let lease = Lease { until, unclaimed, outlives_database, fence: fence.clone(), settling: false };
         inner.held.lock().insert(run.id.clone(), lease);
         inner.lanes.of_job(&run.job.name).enter();
-        Self { inner: inner.clone(), id: run.id.clone(), job: run.job.name.clone(), claimed: until.is_some(), fence }
+        Self { inner: inner.clone(), id: run.id.clone(), job: run.job.name.clone(), fence }
+    }
+
+    /// Whether the history knows of the run. (Otherwise the database was away.)
+    pub(super) fn is_claimed(&self) -> bool {
+        self.inner.held.lock().get(&self.id).is_some_and(|lease| lease.until.is_some())
     }
 
     /// The body is over: from now on the claim is about the record only. `false`: the fence fell first.
@@ -86,6 +92,18 @@ impl Held {
 
     fn ids(&self) -> HashSet<String> {
         self.lock().iter().filter(|(_, lease)| lease.until.is_some()).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The claims that are still to be made.
+    fn unclaimed(&self) -> Vec<NewRun> {
+        self.lock().values().filter_map(|lease| lease.unclaimed.clone()).collect()
+    }
+
+    /// Notes that the claim on a run was made after all.
+    fn claimed(&self, id: &str, until: Instant) {
+        if let Some(lease) = self.lock().get_mut(id) {
+            (lease.until, lease.unclaimed) = (Some(until), None);
+        }
     }
 
     /// Takes in the answer to a heartbeat that was sent for `asked`: renews what is confirmed and fences what is not.
@@ -145,6 +163,27 @@ impl Inner {
                 self.give_up_orphan(id).await;
             }
         }
+    }
+
+    /// Claims the runs that were started while the database was away, so that nobody else starts them now.
+    pub(super) async fn claim_what_goes_on(&self) -> Result<(), HistoryError> {
+        let (began, runs) = (self.clock.monotonic(), self.held.unclaimed());
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let answers = self.limited("claiming runs", HEARTBEAT_LIMIT, self.history.claim(&runs)).await?;
+        for (run, answer) in runs.iter().zip(answers) {
+            match answer {
+                Claim::Won => self.held.claimed(&run.id, began + self.tempo.lease),
+                Claim::Taken | Claim::Busy(_) => tracing::warn!(
+                    job.name = run.job,
+                    run.id = run.id,
+                    "{} was started here without the database, and runs or ran elsewhere with it",
+                    run.job
+                ),
+            }
+        }
+        Ok(())
     }
 
     async fn give_up_orphan(&self, id: &str) {

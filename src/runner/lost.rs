@@ -27,11 +27,12 @@ const MAX_LOOKED_AT: u32 = 20_000;
 const LOOK_BACK_EVERY: Duration = Duration::from_secs(60);
 
 impl Inner {
-    /// Takes over lost runs, again and again.
+    /// Says that this daemon is up and takes over lost runs, again and again.
     pub(super) async fn reap_for_ever(self: Arc<Self>) {
         let mut look_back_at = self.clock.monotonic();
         loop {
             if self.database.is_here() && !self.stopping.is_cancelled() {
+                self.check_in().await;
                 self.mark_lost_runs().await;
                 if self.clock.monotonic() >= look_back_at {
                     self.resume_interrupted_runs().await;

@@ -179,8 +179,13 @@ impl Inner {
         let row = self.row(run, started_at, settled);
         log_end(&row, again);
         let changes = self.settled_changes(&run.job, &row, again);
-        if !hold.claimed {
+        if !hold.is_claimed() {
             self.spool.keep(Kept::row(row.clone(), changes));
+            if self.database.is_here()
+                && let Err(error) = self.flush_spool().await
+            {
+                self.database_failed(&error);
+            }
             return Some(row);
         }
         let end = end_of(&row);

@@ -84,6 +84,7 @@ impl Bench {
                 let span = format!("interval '{} milliseconds'", span.as_millis());
                 self.sql(&format!(
                     "UPDATE job_runs SET lease_until = lease_until - {span}; \
+                     UPDATE replicas SET lease_until = lease_until - {span}; \
                      UPDATE outbox SET lease_until = lease_until - {span}, next_at = next_at - {span}"
                 ))
                 .await;

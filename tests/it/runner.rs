@@ -5,6 +5,7 @@ mod bench;
 mod many;
 mod outage;
 mod overlap;
+mod replicas;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;

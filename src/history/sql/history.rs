@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::time::timeout;
 
-use super::{Backend, Session, alerts, dead_letters, outbox, runs};
+use super::{Backend, Session, alerts, dead_letters, outbox, replicas, runs};
 use crate::history::{
     Alert, AlertChange, Claim, DeadLetter, DeadLetterCount, DeadLetterFilter, History, HistoryError, JobRow, Message,
     MessageOutcome, NewRun, Run, RunEnd, RunFilter,
@@ -69,6 +69,18 @@ impl<B: Backend> History for B {
 
     async fn ping(&self) -> Result<(), HistoryError> {
         read!(self, s, s.query("SELECT 1 AS here", &[])).map(drop)
+    }
+
+    fn is_shared(&self) -> bool {
+        B::SHARED
+    }
+
+    async fn check_in(&self, owner: &str, lease: Duration) -> Result<Vec<String>, HistoryError> {
+        write!(self, s, replicas::check_in(s, owner, lease))
+    }
+
+    async fn check_out(&self, owner: &str) -> Result<(), HistoryError> {
+        write!(self, s, replicas::check_out(s, owner))
     }
 
     async fn sync_jobs(&self, jobs: &[JobRow]) -> Result<(), HistoryError> {

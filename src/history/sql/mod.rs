@@ -5,6 +5,7 @@ mod alerts;
 mod dead_letters;
 mod history;
 mod outbox;
+mod replicas;
 mod runs;
 mod values;
 
@@ -25,6 +26,9 @@ pub(super) trait Backend: Send + Sync + 'static {
     type Read: Session;
     /// A transaction.
     type Write: Session;
+
+    /// Whether other machines can reach it.
+    const SHARED: bool;
 
     fn name(&self) -> String;
     fn read(&self) -> impl Future<Output = Result<Self::Read, sqlx::Error>> + Send;

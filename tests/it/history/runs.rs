@@ -1,7 +1,7 @@
 //! Jobs and runs.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use lamplighter::history::{Claim, JobRow, MissedCause, NewRun, Run, RunFilter, RunState, Trigger};
@@ -10,6 +10,7 @@ use super::{Bench, LEASE, at, at_once, change, end, new_id, on_both, run};
 use lamplighter::history::AlertState::Firing;
 
 on_both![
+    daemons_see_each_other_until_they_end_or_fall_silent,
     eight_replicas_claim_fifty_slots_and_each_is_won_once,
     a_second_run_of_an_exclusive_job_is_busy_until_the_first_ends,
     runs_that_are_not_exclusive_go_side_by_side,
@@ -40,6 +41,34 @@ async fn all(bench: &Bench) -> Vec<Run> {
 fn exclusive(mut run: NewRun) -> NewRun {
     run.exclusive = true;
     run
+}
+
+async fn daemons_see_each_other_until_they_end_or_fall_silent(bench: Bench) {
+    let (a, b) = (&bench.history, bench.replica());
+    assert_eq!(a.check_in("a", LEASE).await.unwrap(), ["a"]);
+    assert_eq!(b.check_in("b", LEASE).await.unwrap(), ["a", "b"]);
+    bench.pass(LEASE / 2).await;
+    assert_eq!(a.check_in("a", LEASE).await.unwrap(), ["a", "b"]);
+    bench.pass(LEASE / 2).await;
+    assert_eq!(a.check_in("a", LEASE).await.unwrap(), ["a"], "b has fallen silent");
+    assert_eq!(b.check_in("b", LEASE).await.unwrap(), ["a", "b"], "and is back");
+    a.check_out("a").await.unwrap();
+    a.check_out("nobody").await.unwrap();
+    assert_eq!(b.check_in("b", LEASE).await.unwrap(), ["b"]);
+
+    // Many at once, over rows that have ended, do not stand in each other's way.
+    bench.pass(LEASE).await;
+    let daemons: Vec<_> = (0..8).map(|number| (bench.replica(), format!("daemon-{number}"))).collect();
+    let tasks = daemons.into_iter().map(|(history, owner)| {
+        tokio::spawn(async move {
+            for _ in 0..10 {
+                history.check_in(&owner, Duration::ZERO).await.unwrap();
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
 }
 
 async fn eight_replicas_claim_fifty_slots_and_each_is_won_once(bench: Bench) {

@@ -94,6 +94,11 @@ impl TestJob {
         self
     }
 
+    pub(super) fn catch_up(mut self, catch_up: CatchUp) -> Self {
+        self.0.catch_up = catch_up;
+        self
+    }
+
     pub(super) fn when_db_down(mut self, when_db_down: WhenDbDown) -> Self {
         self.0.when_db_down = when_db_down;
         self

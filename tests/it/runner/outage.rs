@@ -9,24 +9,27 @@ use lamplighter::clock::{Clock, SystemClock};
 use lamplighter::history::{AlertState, MissedCause, PostgresHistory, Run, RunState, SharedHistory};
 use lamplighter::jobs::WhenDbDown;
 use lamplighter::runner::{Runner, Tempo};
+use lamplighter::warehouse::SharedWarehouse;
 use tokio::sync::Semaphore;
 
 use super::bench::{Notebook, TestJob, due, eventually, job, rows, runner_at, warehouse};
 use super::done;
 use crate::support::postgres::{PostgresServer, TestDatabase};
 
-struct House {
-    server: PostgresServer,
-    _database: TestDatabase,
-    history: SharedHistory,
+pub(super) struct House {
+    pub(super) server: PostgresServer,
+    pub(super) database: TestDatabase,
+    pub(super) history: SharedHistory,
     bell: Arc<Notebook>,
-    runner: Runner,
-    clock: Arc<dyn Clock>,
+    pub(super) runner: Runner,
+    pub(super) clock: Arc<dyn Clock>,
+    store: SharedWarehouse,
+    tempo: Tempo,
     _folder: tempfile::TempDir,
 }
 
 impl House {
-    async fn new(jobs: Vec<TestJob>, tempo: Tempo) -> Self {
+    pub(super) async fn new(jobs: Vec<TestJob>, tempo: Tempo) -> Self {
         let server = PostgresServer::start().await;
         let database = server.database().await;
         let folder = tempfile::tempdir().unwrap();
@@ -34,12 +37,19 @@ impl House {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let history: SharedHistory = Arc::new(PostgresHistory::connect(&database.url.clone().into()).unwrap());
         let bell = Arc::new(Notebook::default());
-        let runner = runner_at(tempo, history.clone(), store, clock.clone(), bell.clone(), jobs, "owner");
-        Self { server, _database: database, history, bell, runner, clock, _folder: folder }
+        let runner = runner_at(tempo, history.clone(), store.clone(), clock.clone(), bell.clone(), jobs, "owner");
+        Self { server, database, history, bell, runner, clock, store, tempo, _folder: folder }
+    }
+
+    /// A second daemon, with its own connections.
+    pub(super) fn another_runner(&self, jobs: Vec<TestJob>, owner: &str) -> Runner {
+        let history: SharedHistory = Arc::new(PostgresHistory::connect(&self.database.url.clone().into()).unwrap());
+        let bell = Arc::new(Notebook::default());
+        runner_at(self.tempo, history, self.store.clone(), self.clock.clone(), bell, jobs, owner)
     }
 
     /// Stops the server, and waits until the runner has noticed and said so.
-    async fn outage(&self) {
+    pub(super) async fn outage(&self) {
         self.server.stop().await;
         self.runner.handle(vec![due("probe", self.clock.now())]);
         self.rung(AlertState::Firing).await;
@@ -53,7 +63,7 @@ impl House {
         .await;
     }
 
-    async fn run_in(&self, job: &str, state: RunState) -> Run {
+    pub(super) async fn run_in(&self, job: &str, state: RunState) -> Run {
         eventually(&format!("a run of {job} is {state}"), async || {
             let runs = rows(&self.history, job).await;
             runs.iter().find(|run| run.state == state).cloned().ok_or(runs)
@@ -63,11 +73,11 @@ impl House {
 }
 
 /// A job that makes the runner ask the database.
-fn probe() -> TestJob {
+pub(super) fn probe() -> TestJob {
     job("probe", |_| async { done(0) })
 }
 
-fn counting(name: &str, count: &Arc<AtomicU32>) -> TestJob {
+pub(super) fn counting(name: &str, count: &Arc<AtomicU32>) -> TestJob {
     let count = count.clone();
     job(name, move |_| {
         count.fetch_add(1, Ordering::SeqCst);
@@ -138,6 +148,32 @@ async fn the_end_of_a_run_is_recorded_when_the_database_is_back() {
     house.server.start_again().await;
     let run = house.run_in("long", RunState::Succeeded).await;
     assert_eq!((run.attempt, run.rows), (1, Some(7)));
+    assert_eq!(rows(&house.history, "long").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_began_without_the_database_is_claimed_and_recorded_once_it_is_back() {
+    let gate = Arc::new(Semaphore::new(0));
+    let inside = gate.clone();
+    let long = job("long", move |_| {
+        let gate = inside.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            done(7)
+        }
+    });
+    let house = House::new(vec![probe(), long], Tempo::default()).await;
+    house.outage().await;
+    let slot = house.clock.now();
+    house.runner.handle(vec![due("long", slot)]);
+    eventually("the body runs", async || if house.runner.running() == 1 { Ok(()) } else { Err("not yet") }).await;
+    house.server.start_again().await;
+    // Now everybody can see it, so nobody else starts it.
+    let run = house.run_in("long", RunState::Running).await;
+    assert_eq!((run.owner.as_str(), run.attempt), ("owner", 1));
+    gate.add_permits(1);
+    let ended = house.run_in("long", RunState::Succeeded).await;
+    assert_eq!((ended.id, ended.rows), (run.id, Some(7)));
     assert_eq!(rows(&house.history, "long").await.len(), 1);
 }
 
