@@ -15,6 +15,9 @@ const MODE: "service" | "cron" = "service";
 // Railway kills a container this long after SIGTERM; without it, at once.
 const DRAINING_SECONDS = 30;
 
+// A deploy that does not answer by then is given up, and the one before it stays.
+const HEALTHY_WITHIN_SECONDS = 180;
+
 export default defineRailway(() => {
   const cache = redis("Redis");
   const history = postgres("Postgres");
@@ -37,8 +40,13 @@ export default defineRailway(() => {
           source: github(REPOSITORY),
           build,
           start: "lamplighter serve",
-          deploy: { restartPolicyType: "ON_FAILURE", restartPolicyMaxRetries: 10 },
-          env,
+          deploy: {
+            healthcheckPath: "/livez",
+            healthcheckTimeout: HEALTHY_WITHIN_SECONDS,
+            restartPolicyType: "ON_FAILURE",
+            restartPolicyMaxRetries: 10,
+          },
+          env: { ...env, PORT: "8080" },
         })
       : service("lamplighter", {
           source: github(REPOSITORY),

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`cli`] | commands, their output and exit codes |
 //! | [`app`] | picks the backends and wires everything |
-//! | [`settings`], [`scheduler`] | `jobs.toml` and the environment; what is due when |
+//! | [`settings`], [`scheduler`], [`web`] | `jobs.toml` and the environment; what is due when; what is said over HTTP |
 //! | [`runner`] | one run from claim to alert |
 //! | [`jobs`], [`alerts`] | the job kinds; what people are told |
 //! | [`history`], [`warehouse`], [`cache`] | runs and dead letters; where uploads land; what producers filled |
@@ -26,3 +26,4 @@ pub mod scheduler;
 pub mod settings;
 pub mod units;
 pub mod warehouse;
+pub mod web;

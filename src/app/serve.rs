@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{App, MIGRATE_LIMIT, due_of, due_since, entry, job_rows};
 use crate::scheduler::{LOOKAHEAD, Scheduler};
+use crate::web;
 
 /// Batches of slots that may wait for the runner; each is what came due in half a second.
 const BATCHES: usize = 64;
@@ -22,17 +24,28 @@ impl App {
     /// Stays up until `stop`: runs every job on its schedule and delivers alerts. Then lets running jobs end within the
     /// grace period.
     ///
-    /// (The HTTP server, when there is one, is started here beside the scheduler, and stopped with it.)
+    /// Answers HTTP on `listener`, if there is one.
     ///
     /// # Errors
     /// If the history refuses us, or if the scheduler stops on its own.
-    pub async fn serve(&self, stop: CancellationToken) -> anyhow::Result<()> {
+    pub async fn serve(&self, listener: Option<TcpListener>, stop: CancellationToken) -> anyhow::Result<()> {
         let started_at = self.clock.now();
         for line in self.settings.summary_lines() {
             tracing::info!("{line}");
         }
         for line in self.settings.notes.iter().chain(&self.settings.warnings(started_at)) {
             tracing::warn!("{line}");
+        }
+        let mut tasks = JoinSet::new();
+        let messages = CancellationToken::new();
+        if let Some(listener) = listener {
+            let last = messages.clone();
+            let port = listener.local_addr().context("the port that is listened on")?.port();
+            tracing::info!(port, "answering GET /livez on port {port}");
+            tasks.spawn(async move {
+                web::serve(listener, web::REQUEST_LIMIT, last).await;
+                Ok(())
+            });
         }
         let past = self.begin().await?;
         // Nobody should learn at two in the morning that a password is wrong. What is away now may be back by then: a warning.
@@ -52,7 +65,6 @@ impl App {
             let last = past.as_ref().and_then(|past| past.get(&job.name)).copied();
             scheduler.upsert(&job.name, entry, last);
         }
-        let mut tasks = JoinSet::new();
         let (send, mut receive) = mpsc::channel(BATCHES);
         let ended = CancellationToken::new();
         {
@@ -69,7 +81,6 @@ impl App {
                 Ok(())
             });
         }
-        let messages = CancellationToken::new();
         {
             let (dispatcher, messages) = (self.dispatcher.clone(), messages.clone());
             tasks.spawn(async move {

@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::history::{Run, RunState};
 use crate::jobs::{Progress, ProgressReport};
 use crate::units::nearest;
+use crate::web;
 
 /// Stays up until a signal comes.
 pub(super) async fn serve(house: &House, args: ServeArgs) -> Result<(), Failure> {
@@ -21,8 +22,15 @@ pub(super) async fn serve(house: &House, args: ServeArgs) -> Result<(), Failure>
     logs::start(logs::form(true), &settings.backends.log, false);
     let stop = signals::stop_token()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "lamplighter {} starts", env!("CARGO_PKG_VERSION"));
+    let listener = match settings.backends.port {
+        Some(port) => Some(web::bind(port).map_err(|error| {
+            let cure = "free it, set PORT to another one, or unset it to listen nowhere";
+            Failure::configuration(format!("port {port}, which PORT names, cannot be listened on: {error}; {cure}"))
+        })?),
+        None => None,
+    };
     let app = App::open(settings, house.clock.clone(), args.grace.0).await?;
-    app.serve(stop).await?;
+    app.serve(listener, stop).await?;
     tracing::info!("stopped in order");
     Ok(())
 }

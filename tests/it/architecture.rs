@@ -9,7 +9,7 @@ const ROWS: [&[&str]; 7] = [
     &["main"],
     &["cli"],
     &["app"],
-    &["settings", "scheduler"],
+    &["settings", "scheduler", "web"],
     &["runner"],
     &["jobs", "alerts"],
     &["history", "warehouse", "cache"],

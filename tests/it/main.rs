@@ -13,3 +13,4 @@ mod settings;
 mod support;
 mod upload;
 mod warehouse;
+mod web;
