@@ -11,6 +11,7 @@ mod claims;
 mod entry;
 mod failpoint;
 mod isolate;
+mod members;
 mod patience;
 mod plan;
 mod reading;

@@ -3,12 +3,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use serde_json::value::RawValue;
-
 use super::super::datasets::{Dataset, Layout, NonFinite};
+use super::members::{Members, one_line};
 use super::shape::{BODY, Fields, INGESTED, Shape, TIMESTAMP};
 use super::timestamp;
-use super::values::{Checker, Form, Members};
+use super::values::{Checker, Form};
 use crate::warehouse::Mode;
 
 /// Why a record cannot become a row: the dead letter's word, and a sentence.
@@ -70,10 +69,10 @@ impl Encoder<'_> {
 
     fn json_row(&self, text: &str, out: &mut Vec<u8>) -> Result<(), Rejection> {
         let field = &self.dataset.timestamp_field;
-        let time: Option<&RawValue> = find_member(text, field).map_err(|error| unreadable(text, &error))?;
+        let members = Members::read(text).map_err(|error| unreadable(text, &error))?;
         let without =
             |how: &str| Rejection::new("schema", format!("field `{field}` is {how}, and it is the row's {TIMESTAMP}"));
-        let time = match time.map(RawValue::get) {
+        let time = match members.last(field) {
             None => return Err(without("missing")),
             Some("null") => return Err(without("null")),
             Some(time) => time,
@@ -89,7 +88,7 @@ impl Encoder<'_> {
                 format!("field `{field}` should be a time such as \"2025-09-27T14:30:00Z\", and is {shown}"),
             )
         })?;
-        let body = one_line(text);
+        let body = members.one_line();
         out.extend_from_slice(b"{\"");
         out.extend_from_slice(TIMESTAMP.as_bytes());
         out.extend_from_slice(b"\":\"");
@@ -113,7 +112,8 @@ impl Encoder<'_> {
         new_fields: &mut Fields,
         out: &mut Vec<u8>,
     ) -> Result<(), Rejection> {
-        let Members(members) = serde_json::from_str(text).map_err(|error| unreadable(text, &error))?;
+        let record = Members::read(text).map_err(|error| unreadable(text, &error))?;
+        let members = record.list();
         let columns = &self.shape.columns;
         let mut given = vec![false; columns.len()];
         // Fields whose text differs from the record's, by position in it: `None` leaves the field out.
@@ -134,7 +134,7 @@ impl Encoder<'_> {
                 {
                     return Err(two_cases(other, name));
                 }
-                checker.note_new(&[name], value.get()).map_err(reject)?;
+                checker.note_new(&[name], value).map_err(reject)?;
                 changes.push((at, None));
                 continue;
             };
@@ -148,7 +148,7 @@ impl Encoder<'_> {
                 changes.retain(|(changed, _)| *changed != earlier);
                 changes.push((earlier, None));
             }
-            if let Form::Changed(form) = checker.check(&columns[position], &[name], value.get()).map_err(reject)? {
+            if let Form::Changed(form) = checker.check(&columns[position], &[name], value).map_err(reject)? {
                 changes.push((at, Some(form)));
             }
         }
@@ -163,7 +163,7 @@ impl Encoder<'_> {
             return Ok(());
         }
         if changes.is_empty() {
-            let body = one_line(text);
+            let body = record.one_line();
             let open = body.strip_suffix('}').expect("an object ends with a brace").trim_end();
             out.extend_from_slice(open.as_bytes());
             self.close(out, !members.is_empty());
@@ -175,7 +175,7 @@ impl Encoder<'_> {
             let form = match changes.iter().find(|(changed, _)| *changed == at) {
                 Some((_, None)) => continue,
                 Some((_, Some(form))) => Cow::Borrowed(form.as_str()),
-                None => one_line(value.get()),
+                None => one_line(value),
             };
             if any {
                 out.push(b',');
@@ -202,55 +202,6 @@ impl Encoder<'_> {
     }
 }
 
-/// The value of the last member called `name`, after checking that all of `text` is one JSON object.
-fn find_member<'a>(text: &'a str, name: &str) -> Result<Option<&'a RawValue>, serde_json::Error> {
-    use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-    struct Find<'n>(&'n str);
-    impl<'de> Visitor<'de> for Find<'_> {
-        type Value = Option<&'de RawValue>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut found = None;
-            while let Some(matches) = map.next_key_seed(IsName(self.0))? {
-                if matches {
-                    found = Some(map.next_value()?);
-                } else {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-            Ok(found)
-        }
-    }
-    struct IsName<'n>(&'n str);
-    impl<'de> DeserializeSeed<'de> for IsName<'_> {
-        type Value = bool;
-
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-            struct Compare<'n>(&'n str);
-            impl Visitor<'_> for Compare<'_> {
-                type Value = bool;
-
-                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                    f.write_str("a name")
-                }
-
-                fn visit_str<E>(self, name: &str) -> Result<bool, E> {
-                    Ok(name == self.0)
-                }
-            }
-            deserializer.deserialize_str(Compare(self.0))
-        }
-    }
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let found = deserializer.deserialize_map(Find(name))?;
-    deserializer.end()?;
-    Ok(found)
-}
-
 fn two_cases(one: &str, other: &str) -> Rejection {
     let why = "BigQuery does not distinguish upper and lower case";
     Rejection::new("schema", format!("fields `{one}` and `{other}` are the same column: {why}"))
@@ -269,15 +220,6 @@ fn unreadable(text: &str, error: &serde_json::Error) -> Rejection {
     }
     let hint = if text.is_empty() { "it is empty".to_owned() } else { error.to_string() };
     Rejection::new("not_json", format!("the record is not JSON: {hint}"))
-}
-
-/// JSON on one line. Raw line breaks can only stand between tokens, where a space says the same.
-fn one_line(json: &str) -> Cow<'_, str> {
-    if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_some() {
-        Cow::Owned(json.replace(['\n', '\r'], " "))
-    } else {
-        Cow::Borrowed(json)
-    }
 }
 
 /// Replaces bare `NaN`, `Infinity` and `-Infinity` outside of strings: by null or, for members of the outermost object if

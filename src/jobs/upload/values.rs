@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
+use super::members::Members;
 use super::shape::{Fields, Seen, is_column_name};
 use super::timestamp;
 use crate::warehouse::{Column, ColumnType, Mode};
@@ -118,25 +119,25 @@ impl Checker<'_> {
     }
 
     fn check_record(&mut self, columns: &[Column], path: &[&str], raw: &str) -> Result<Form, String> {
-        let members: Members<'_> = serde_json::from_str(raw).map_err(|_| mismatch(path, "an object", raw))?;
+        let members = Members::read(raw).map_err(|_| mismatch(path, "an object", raw))?;
         let mut changed = false;
-        let mut parts = Vec::with_capacity(members.0.len());
-        for (name, value) in &members.0 {
+        let mut parts = Vec::with_capacity(members.list().len());
+        for (name, value) in members.list() {
             let inner: Vec<&str> = path.iter().copied().chain([name.as_ref()]).collect();
             let Some(column) = columns.iter().find(|column| column.name.eq_ignore_ascii_case(name)) else {
                 changed = true;
-                self.note_new(&inner, value.get())?;
+                self.note_new(&inner, value)?;
                 continue;
             };
-            match self.check(column, &inner, value.get())? {
-                Form::Same => parts.push((name, Cow::Borrowed(value.get()))),
+            match self.check(column, &inner, value)? {
+                Form::Same => parts.push((name, Cow::Borrowed(*value))),
                 Form::Changed(text) => {
                     changed = true;
                     parts.push((name, Cow::Owned(text)));
                 }
             }
         }
-        let given = |column: &Column| members.0.iter().any(|(name, _)| column.name.eq_ignore_ascii_case(name));
+        let given = |column: &Column| members.list().iter().any(|(name, _)| column.name.eq_ignore_ascii_case(name));
         if let Some(column) = columns.iter().find(|column| column.mode == Mode::Required && !given(column)) {
             return Err(format!("field `{}.{}` is missing, and its column is required", path.join("."), column.name));
         }
@@ -166,35 +167,6 @@ impl Checker<'_> {
         }
         self.new_fields.note(path, seen);
         Ok(())
-    }
-}
-
-/// The members of an object, in order; names may repeat.
-pub(super) struct Members<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
-
-/// A member's name, borrowed from the text where it has no escapes.
-#[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'de> serde::Deserialize<'de> for Members<'de> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::with_capacity(24);
-                while let Some(name) = map.next_key::<Name<'de>>()? {
-                    members.push((name.0, map.next_value()?));
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Visitor)
     }
 }
 
