@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
-use super::{CONSOLE, words};
+use super::words;
 use crate::history::{AlertChange, AlertState, MissedCause, RunState, Severity};
 
 /// The finding that counts dead letters, by `dataset` and `reason`.
@@ -34,7 +34,7 @@ pub struct Subject {
     pub job: String,
     /// How bad a failure of it is.
     pub severity: Severity,
-    /// Who is told, by receiver name; empty means the console.
+    /// Who is told, by receiver name; empty means nobody.
     pub receivers: Vec<String>,
 }
 
@@ -127,9 +127,7 @@ pub fn run_missed(subject: &Subject, missed: &Missed) -> Vec<AlertChange> {
         MissedCause::Paused | MissedCause::Overlap => return Vec::new(),
         MissedCause::Down => "no daemon was running",
         MissedCause::Asleep => "the machine slept, or the process was stopped",
-        MissedCause::DatabaseAway => {
-            "the history database was away, and the job waits for it (when_db_down = \"wait\")"
-        }
+        MissedCause::DatabaseAway => "the history database was away",
         MissedCause::ClockJump => "the machine's clock jumped over it",
     };
     let job = &subject.job;
@@ -290,10 +288,7 @@ fn change(
     at: DateTime<Utc>,
 ) -> AlertChange {
     let labels = BTreeMap::from([("job".to_owned(), subject.job.clone())]);
-    let mut receivers = subject.receivers.clone();
-    if receivers.is_empty() {
-        receivers.push(CONSOLE.to_owned());
-    }
+    let receivers = subject.receivers.clone();
     let fingerprint = fingerprint(name, &labels);
     AlertChange { fingerprint, name: name.to_owned(), labels, severity, state, summary, details, receivers, at }
 }

@@ -10,7 +10,9 @@ use crate::history::HistoryError;
 
 /// The first wait before it is asked again; it doubles up to the last.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LAST_WAIT: Duration = Duration::from_secs(5);
+///
+/// Short, because until all daemons have noticed, they may disagree on whose a slot is.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// How long it may take to answer a ping.
 const PING_LIMIT: Duration = Duration::from_secs(5);

@@ -33,6 +33,8 @@ pub(super) enum Answer {
 pub(super) enum NoRun {
     /// Another replica has it.
     Elsewhere,
+    /// Who runs it is looked into when the database is back.
+    PutOff,
     /// It may not start.
     Missed(MissedCause),
     /// The runner is stopping. Nothing is recorded: another replica may run the slot, or the next start catches it up.
@@ -116,7 +118,7 @@ impl Inner {
                 Answer::Busy(_) if patient => self.await_turn(run).await?,
                 Answer::Busy(_) => return Err(NoRun::Missed(MissedCause::Overlap)),
                 Answer::Away(error) => match run.job.when_db_down {
-                    WhenDbDown::Run if self.is_left_to_another(run) => return Err(NoRun::Elsewhere),
+                    _ if self.is_put_off(run) => return Err(NoRun::PutOff),
                     WhenDbDown::Run => {
                         self.until_slot(run).await?;
                         if !(exclusive && lane.is_running()) {

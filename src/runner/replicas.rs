@@ -1,6 +1,6 @@
-//! The other daemons on the same history, for the time in which it is away: then nobody can be asked who runs a slot, so each
-//! slot belongs to one of those that were up when they were last seen. The others leave it alone, and look afterwards whether it
-//! was run.
+//! The other daemons on the same history, and the slots that come while it is away. Then nobody can be asked who runs a slot. Of a
+//! job that waits for the database, it is put off. Of another, it belongs to one of the daemons that were up when they were last
+//! seen; the others put it off, and look afterwards whether it was run.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,10 +12,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::run::Wanted;
 use super::{Due, Inner};
 use crate::history::{MissedCause, Run, RunFilter, Trigger};
-use crate::jobs::CatchUp;
+use crate::jobs::{CatchUp, WhenDbDown};
 use crate::schedule::MissedSlots;
 
-/// At most this many slots that were left to others are remembered; the oldest go first.
+/// At most this many slots that were put off are remembered; the oldest go first.
 const CAPACITY: usize = 10_000;
 
 /// Rows in which they are looked for.
@@ -32,8 +32,8 @@ const AHEAD: TimeDelta = TimeDelta::minutes(1);
 pub(super) struct Replicas {
     /// Those that were up when they were last seen, this one among them; none if nobody looked.
     up: Mutex<Vec<String>>,
-    /// Slots that were left to others, with their jobs.
-    left: Mutex<BTreeSet<(DateTime<Utc>, String)>>,
+    /// Slots that were put off, with their jobs.
+    put_off: Mutex<BTreeSet<(DateTime<Utc>, String)>>,
     /// Held while the history is told, so that nothing overtakes the last word.
     telling: tokio::sync::Mutex<()>,
 }
@@ -44,8 +44,8 @@ impl Replicas {
         self.up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn left(&self) -> MutexGuard<'_, BTreeSet<(DateTime<Utc>, String)>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    fn put_off(&self) -> MutexGuard<'_, BTreeSet<(DateTime<Utc>, String)>> {
+        self.put_off.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,50 +80,63 @@ impl Inner {
         }
     }
 
-    /// Whether a slot is another daemon's while the database is away. Then it is remembered.
-    pub(super) fn is_left_to_another(&self, run: &Wanted) -> bool {
+    /// Whether a slot is not for now, because the database is away. Then it is remembered.
+    pub(super) fn is_put_off(&self, run: &Wanted) -> bool {
         let (Some(slot), Trigger::Schedule | Trigger::CatchUp) = (run.slot, run.trigger) else { return false };
         let job = &run.job.name;
-        let up = self.replicas.up();
-        let Some(other) = home(&up, job, slot).filter(|home| *home != self.owner) else { return false };
-        tracing::info!(job.name = job, "{job} is left to {other}, because the history database is away");
-        let mut left = self.replicas.left();
-        left.insert((slot, job.clone()));
-        if left.len() > CAPACITY {
-            left.pop_first();
+        match run.job.when_db_down {
+            WhenDbDown::Wait => tracing::info!(job.name = job, "{job} waits for the history database"),
+            WhenDbDown::Run => {
+                let up = self.replicas.up();
+                let Some(other) = home(&up, job, slot).filter(|home| *home != self.owner) else { return false };
+                tracing::info!(job.name = job, "{job} is left to {other}, because the history database is away");
+            }
+        }
+        let mut put_off = self.replicas.put_off();
+        put_off.insert((slot, job.clone()));
+        if put_off.len() > CAPACITY
+            && let Some((slot, job)) = put_off.pop_first()
+        {
+            tracing::error!(job.name = job, %slot, "too many slots wait for the history database: this one is given up");
         }
         true
     }
 
-    /// The database is back: once the others have had the time to say what they ran, looks for the slots that nobody ran.
-    /// They are caught up, or recorded as missed, as after a time in which no daemon was up.
+    /// The database is back: looks after the slots that were put off.
     pub(super) async fn look_after_slots(self: Arc<Self>) {
-        if self.replicas.left().is_empty()
-            || self.stopping.run_until_cancelled(self.pause(self.tempo.lease)).await.is_none()
-        {
-            return;
+        self.look_after(WhenDbDown::Wait).await;
+        // The others are given the time to say what they ran.
+        let others = !self.replicas.put_off().is_empty();
+        if others && self.stopping.run_until_cancelled(self.pause(self.tempo.lease)).await.is_some() {
+            self.look_after(WhenDbDown::Run).await;
         }
-        let left = std::mem::take(&mut *self.replicas.left());
-        let Some((oldest, _)) = left.first() else { return };
+    }
+
+    /// Of the slots that were put off, those that nobody ran are caught up, or recorded as missed, as after a time in which no
+    /// daemon was up.
+    async fn look_after(self: &Arc<Self>, kind: WhenDbDown) {
+        let of_kind = |(_, job): &(_, String)| self.jobs.get(job).is_some_and(|job| job.when_db_down == kind);
+        let slots: BTreeSet<_> = self.replicas.put_off().extract_if(.., of_kind).collect();
+        let Some((oldest, _)) = slots.first() else { return };
         let filter = RunFilter { since: Some(*oldest - AHEAD), limit: MAX_LOOKED_AT, ..RunFilter::default() };
         match self.limited("looking for slots that nobody ran", LIMIT, self.history.runs(&filter)).await {
             Ok(rows) => {
-                let due = self.nobody_ran(left, &rows);
+                let due = self.nobody_ran(slots, &rows);
                 self.hand_over(due).await;
             }
             Err(error) => {
-                self.replicas.left().extend(left);
+                self.replicas.put_off().extend(slots);
                 self.database_failed(&error);
             }
         }
     }
 
     /// What is to be done about the slots that have no row, by each job's catch-up rule.
-    fn nobody_ran(&self, left: BTreeSet<(DateTime<Utc>, String)>, rows: &[Run]) -> Vec<Due> {
+    fn nobody_ran(&self, put_off: BTreeSet<(DateTime<Utc>, String)>, rows: &[Run]) -> Vec<Due> {
         let known: HashSet<(i64, &str)> =
             rows.iter().filter_map(|row| Some((row.slot?.timestamp_micros(), row.job.as_str()))).collect();
         let mut slots: BTreeMap<String, Vec<DateTime<Utc>>> = BTreeMap::new();
-        for (slot, job) in left {
+        for (slot, job) in put_off {
             if !known.contains(&(slot.timestamp_micros(), job.as_str())) {
                 slots.entry(job).or_default().push(slot);
             }

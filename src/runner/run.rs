@@ -58,7 +58,7 @@ impl Inner {
                 self.leave_alone(&slot.job);
                 None
             }
-            Err(NoRun::Elsewhere | NoRun::Busy(_) | NoRun::Away(_)) => None,
+            Err(NoRun::Elsewhere | NoRun::PutOff | NoRun::Busy(_) | NoRun::Away(_)) => None,
         }
     }
 
@@ -70,7 +70,7 @@ impl Inner {
             Ok(None) | Err(NoRun::Elsewhere) => Err(NotRun::Fenced(job)),
             Err(NoRun::Busy(other)) => Err(NotRun::Busy { job, other }),
             Err(NoRun::Away(error)) => Err(error.into()),
-            Err(NoRun::Missed(_) | NoRun::Stopping) => Err(NotRun::Stopping(job)),
+            Err(NoRun::Missed(_) | NoRun::PutOff | NoRun::Stopping) => Err(NotRun::Stopping(job)),
         }
     }
 

@@ -231,9 +231,9 @@ fn an_alert_keeps_its_identity_and_differs_from_others() {
 }
 
 #[test]
-fn nobody_to_tell_means_the_console() {
+fn nobody_to_tell_means_nobody() {
     let nobody = Subject { receivers: Vec::new(), ..subject() };
-    assert_eq!(run_settled(&nobody, &run(RunState::Failed))[0].receivers, ["console"]);
+    assert_eq!(run_settled(&nobody, &run(RunState::Failed))[0].receivers, [] as [&str; 0]);
     let long = Settled { error: Some("x".repeat(1_000_000)), ..run(RunState::Failed) };
     let change = run_settled(&nobody, &long).remove(0);
     let length: usize = change.summary.len() + change.details.iter().map(|(_, value)| value.len()).sum::<usize>();

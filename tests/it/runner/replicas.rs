@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use lamplighter::history::{MissedCause, Run, RunState, Trigger};
-use lamplighter::jobs::{CatchUp, Overlap};
+use lamplighter::jobs::{CatchUp, Overlap, WhenDbDown};
 use lamplighter::runner::Tempo;
 use sqlx::{Connection, PgConnection};
 
@@ -147,5 +147,31 @@ async fn slots_of_a_daemon_that_died_are_caught_up_or_missed_once_the_database_i
         }
         let caught_up = rows.iter().filter(|run| run.trigger == Trigger::CatchUp).count();
         assert!(caught_up <= usize::from(job == "latest"), "{job}: {caught_up} were caught up");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_waited_for_the_database_run_or_are_missed_by_the_jobs_rule() {
+    let rules = [("all", CatchUp::All), ("latest", CatchUp::Latest), ("none", CatchUp::None)];
+    let ran: Vec<Arc<AtomicU32>> = rules.iter().map(|_| Arc::default()).collect();
+    let mut jobs = vec![probe()];
+    for ((name, rule), ran) in rules.iter().zip(&ran) {
+        // Runs of one job must not overlap: that is no reason to miss a slot here.
+        jobs.push(counting(name, ran).catch_up(*rule).when_db_down(WhenDbDown::Wait));
+    }
+    let house = House::new(jobs, TEMPO).await;
+    house.outage().await;
+    let slots = slots(&house);
+    for slot in &slots {
+        house.runner.handle(rules.map(|(job, _)| due(job, *slot)).into());
+    }
+    house.server.start_again().await;
+    for (((job, _), ran), expected) in rules.iter().zip(&ran).zip([SLOTS, 1, 0]) {
+        let rows = all_recorded(&house, job).await;
+        let missed: Vec<_> = rows.iter().filter(|run| run.state == RunState::Missed).collect();
+        assert!(missed.iter().all(|run| run.cause == Some(MissedCause::DatabaseAway)), "{missed:#?}");
+        assert_eq!((ran.load(Ordering::SeqCst) as usize, rows.len() - missed.len()), (expected, expected), "{job}");
+        let newest = rows.iter().max_by_key(|run| run.slot).expect("there are rows");
+        assert_eq!(newest.state == RunState::Succeeded, expected > 0, "{newest:#?}");
     }
 }
