@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 pub use self::backends::{Backends, CacheChoice, HistoryChoice, WarehouseChoice};
 pub use self::google::GoogleCredentials;
@@ -58,7 +59,7 @@ pub struct Settings {
 /// By convention, `datasets = [...]` in any job names `[datasets]` tables.
 #[derive(Deserialize)]
 struct DatasetNames {
-    datasets: Option<Vec<String>>,
+    datasets: Option<Vec<Name>>,
 }
 
 impl Settings {
@@ -269,11 +270,13 @@ impl<'t> Reader<'t> {
     fn notified(&mut self, table: &Reading<'_>) {
         #[derive(Deserialize)]
         struct Notify {
-            notify: Option<Vec<String>>,
+            notify: Option<Vec<Name>>,
         }
         let Ok(Notify { notify: Some(names) }) = table.read::<Notify>(Scope::Known) else { return };
         let mut known = self.names_in("receivers");
-        known.push(CONSOLE);
+        if !known.contains(&CONSOLE) {
+            known.push(CONSOLE);
+        }
         self.check_names(&table.path.key("notify"), "receiver", &names, &known);
     }
 
@@ -288,7 +291,8 @@ impl<'t> Reader<'t> {
         }
         let known = self.names_in("datasets");
         self.check_names(&path, "dataset", &names, &known);
-        names
+        let texts = names.into_iter().filter_map(|name| if let Name::Text(name) = name { Some(name) } else { None });
+        texts.collect()
     }
 
     fn names_in(&self, section: &str) -> Vec<&'t str> {
@@ -296,9 +300,10 @@ impl<'t> Reader<'t> {
         table.map(|table| table.keys().map(String::as_str).collect()).unwrap_or_default()
     }
 
-    fn check_names(&mut self, list: &document::Path, noun: &'static str, names: &[String], known: &[&str]) {
+    fn check_names(&mut self, list: &document::Path, noun: &'static str, names: &[Name], known: &[&str]) {
         let mut seen = BTreeSet::new();
         for (index, name) in names.iter().enumerate() {
+            let Name::Text(name) = name else { continue };
             if self.faults.len() >= MOST_FAULTS {
                 return;
             }
@@ -316,6 +321,14 @@ impl<'t> Reader<'t> {
             }
         }
     }
+}
+
+/// An item of a list of names. What is no text is no name, and is told about where the list is read as a whole.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Name {
+    Text(String),
+    Other(IgnoredAny),
 }
 
 fn not_a_table(path: document::Path, entry: &Entry, expected: &str) -> Fault {

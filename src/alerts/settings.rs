@@ -9,8 +9,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 
+use super::http::MAX_TIMEOUT;
 use crate::document::{Fault, Reading, Scope, What};
-use crate::units::Span;
+use crate::units::{Span, nearest};
 
 /// Somebody who can be told: a `[receivers.NAME]` table.
 #[derive(Debug, Clone)]
@@ -84,6 +85,32 @@ struct WebhookKeys {
     timeout: Option<Timeout>,
 }
 
+impl ReceiverKind {
+    /// Reads the keys of a receiver of one of the [`KINDS`].
+    fn read(kind: &str, table: &Reading<'_>) -> Result<Self, Vec<Fault>> {
+        Ok(match kind {
+            "slack" => {
+                let keys = table.read::<SlackKeys>(Scope::All)?;
+                Self::Slack { url: keys.url.0, timeout: keys.timeout.unwrap_or_default().0 }
+            }
+            "webhook" => {
+                let keys = table.read::<WebhookKeys>(Scope::All)?;
+                Self::Webhook {
+                    url: keys.url.0,
+                    secrets: keys.secret.map(|secrets| secrets.0).unwrap_or_default(),
+                    headers: keys.headers.into_iter().map(|(name, value)| (name.0, value.0)).collect(),
+                    allow_private: keys.allow_private,
+                    timeout: keys.timeout.unwrap_or_default().0,
+                }
+            }
+            _ => {
+                table.read::<ConsoleKeys>(Scope::All)?;
+                Self::Console
+            }
+        })
+    }
+}
+
 impl ReceiverSettings {
     /// The receiver that is there without being configured.
     pub fn console(name: &str) -> Self {
@@ -97,36 +124,21 @@ impl ReceiverSettings {
 
     /// Reads a `[receivers.NAME]` table.
     pub(crate) fn read(name: &str, table: &Reading<'_>) -> Result<Self, Vec<Fault>> {
-        let path = table.path.key("kind");
         let Some(kind) = table.table.get("kind") else {
             return Err(vec![Fault::at(table.path.clone(), What::MissingKey("kind"))]);
         };
-        let kind = match kind.node.text().map(|word| word.value.as_str()) {
-            Some("console") => {
-                table.read::<ConsoleKeys>(Scope::All)?;
-                ReceiverKind::Console
-            }
-            Some("slack") => {
-                let keys = table.read::<SlackKeys>(Scope::All)?;
-                ReceiverKind::Slack { url: keys.url.0, timeout: keys.timeout.unwrap_or_default().0 }
-            }
-            Some("webhook") => {
-                let keys = table.read::<WebhookKeys>(Scope::All)?;
-                ReceiverKind::Webhook {
-                    url: keys.url.0,
-                    secrets: keys.secret.map(|secrets| secrets.0).unwrap_or_default(),
-                    headers: keys.headers.into_iter().map(|(name, value)| (name.0, value.0)).collect(),
-                    allow_private: keys.allow_private,
-                    timeout: keys.timeout.unwrap_or_default().0,
-                }
-            }
-            _ => {
-                let found = kind.node.text().map_or(kind.node.sort(), |text| text.shown()).to_owned();
-                let choices = KINDS.map(str::to_owned).to_vec();
-                return Err(vec![Fault::at(path, What::NotAChoice { found, choices })]);
-            }
-        };
-        Ok(Self { name: name.to_owned(), kind })
+        let word = kind.node.text().map(|text| text.value.as_str());
+        if let Some(known) = word.filter(|word| KINDS.contains(word)) {
+            return Ok(Self { name: name.to_owned(), kind: ReceiverKind::read(known, table)? });
+        }
+        let found = kind.node.text().map_or(kind.node.sort(), |text| text.shown()).to_owned();
+        let choices = KINDS.map(str::to_owned).to_vec();
+        let mut faults = vec![Fault::at(table.path.key("kind"), What::NotAChoice { found, choices })];
+        // What else is wrong, if it is the kind that was probably meant.
+        if let Some(meant) = word.and_then(|word| nearest(word, KINDS)) {
+            faults.extend(ReceiverKind::read(meant, table).err().into_iter().flatten());
+        }
+        Err(faults)
     }
 
     /// Where messages go, without anything secret: the kind, and the host if there is one.
@@ -215,7 +227,7 @@ impl<'de> Deserialize<'de> for HeaderValue {
     }
 }
 
-/// From a tenth of a second to five minutes.
+/// From a tenth of a second to the longest that a message may take.
 struct Timeout(Duration);
 
 impl Default for Timeout {
@@ -227,8 +239,8 @@ impl Default for Timeout {
 impl<'de> Deserialize<'de> for Timeout {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let span = Span::deserialize(deserializer)?;
-        if !(Duration::from_millis(100)..=Duration::from_secs(300)).contains(&span.0) {
-            return Err(D::Error::custom(format!("{span} is not a useful timeout for a message; write 100ms to 5m")));
+        if !(Duration::from_millis(100)..=MAX_TIMEOUT).contains(&span.0) {
+            return Err(D::Error::custom(format!("{span} is not a useful timeout for a message; write 100ms to 20s")));
         }
         Ok(Self(span.0))
     }

@@ -75,6 +75,11 @@ impl Fault {
         }
     }
 
+    /// Whether it is a sentence that repeats no piece of `secret`.
+    pub(super) fn keeps(&self, secret: &str) -> bool {
+        matches!(&self.what, What::Said(sentence) if !repeats(sentence, secret))
+    }
+
     /// Notes the value, unless one further down has been noted.
     pub(super) fn or_at(mut self, path: &Path) -> Self {
         self.path.get_or_insert_with(|| path.clone());
@@ -147,6 +152,17 @@ pub(crate) fn add_further(faults: &mut Vec<Fault>, further: impl IntoIterator<It
     faults.extend(further.into_iter().filter(is_new));
 }
 
+/// Whether a sentence has a piece of a secret in it, as far as it is more than how all such values begin.
+fn repeats(sentence: &str, secret: &str) -> bool {
+    /// Bytes that a word of our own may have in common with it.
+    const BY_CHANCE: usize = 4;
+    let secret = secret.split_once("://").map_or(secret, |(_, rest)| rest).as_bytes();
+    let sentence = sentence.as_bytes();
+    secret.len() > BY_CHANCE
+        && secret.windows(BY_CHANCE + 1).any(|piece| memchr::memmem::find(sentence, piece).is_some())
+        || !secret.is_empty() && secret.len() <= BY_CHANCE && memchr::memmem::find(sentence, secret).is_some()
+}
+
 fn found_in_words(found: Unexpected<'_>) -> String {
     match found {
         Unexpected::Bool(value) => value.to_string(),
@@ -187,5 +203,22 @@ pub(crate) fn clip(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::repeats;
+
+    #[test]
+    fn a_sentence_that_has_a_piece_of_a_secret_in_it_is_known() {
+        let ours = "it must begin with https:// (or http://)";
+        assert!(!repeats(ours, "ftp://ops.example/key"));
+        assert!(!repeats(ours, "https://"));
+        assert!(!repeats(ours, ""));
+        assert!(repeats("\"hunter2\" is no URL", "hunter2"));
+        assert!(repeats("\"hunter…\" is no URL", "hunter2-and-more"));
+        assert!(repeats("ops.example is refused", "https://ops.example/key"));
+        assert!(repeats("12 is too short", "12"));
     }
 }

@@ -95,7 +95,10 @@ impl Reading<'_> {
     /// The fault without what must not be shown: it is provoked once more with the text as written in place of its value.
     fn masked<T: DeserializeOwned>(&self, cx: &Context, fault: Fault, path: &Path) -> Fault {
         let below = Path(path.0[self.path.0.len()..].to_vec());
-        if !below.find(self.table).0.is_some_and(|(_, node)| node.hides()) {
+        let Some(hidden) = below.find(self.table).0.map(|(_, node)| node).filter(|node| node.hides()) else {
+            return fault;
+        };
+        if hidden.text().is_some_and(|text| fault.keeps(&text.value)) {
             return fault;
         }
         cx.masked.set(true);

@@ -121,6 +121,10 @@ fn cluster_columns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Str
         let found = columns.len();
         return Err(D::Error::custom(format!("{found} columns; BigQuery clusters by {MOST_CLUSTER_COLUMNS} at most")));
     }
+    let is_name = |name: &String| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if let Some(column) = columns.iter().find(|column| !is_name(column)) {
+        return Err(D::Error::custom(format!("{column:?} is no column's name: letters, digits and _")));
+    }
     if columns.iter().enumerate().any(|(position, column)| columns[..position].contains(column)) {
         return Err(D::Error::custom("the same column is named twice"));
     }

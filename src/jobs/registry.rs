@@ -95,15 +95,17 @@ impl Registry {
             let (found, expected) = (kind.node.sort().to_owned(), "text in quotes".to_owned());
             return (None, vec![Fault::at(path, What::WrongType { found, expected })]);
         };
-        match self.kinds.get(word.value.as_str()) {
-            Some(read) => read(table),
-            None => {
-                let choices = self.names().map(str::to_owned).collect();
-                let mut faults = misspelt(table);
-                faults.push(Fault::at(path, What::NotAChoice { found: word.shown().to_owned(), choices }));
-                (None, faults)
-            }
+        if let Some(read) = self.kinds.get(word.value.as_str()) {
+            return read(table);
         }
+        // What else is wrong, if it is the kind that was probably meant.
+        let mut faults = match nearest(&word.value, self.names()).and_then(|meant| self.kinds.get(meant)) {
+            Some(read) => read(table).1,
+            None => misspelt(table),
+        };
+        let choices = self.names().map(str::to_owned).collect();
+        faults.push(Fault::at(path, What::NotAChoice { found: word.shown().to_owned(), choices }));
+        (None, faults)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::document::{Fault, Reading, Scope, add_further};
 use crate::history::Severity;
 pub use crate::schedule::CatchUp;
 use crate::schedule::Schedule;
+use crate::units::Span;
 
 /// The keys that every `[jobs.NAME]` table may have, whatever its kind. A kind cannot use them for itself.
 pub(super) const COMMON_KEYS: &[&str] = &[
@@ -98,9 +99,11 @@ impl JobSpec {
             (None, None) => None,
         };
         let retry = keys.retry.over(defaults.retry);
-        if retry.backoff > retry.max_backoff {
-            let sentence = "`retry.backoff` is longer than `retry.max_backoff` (which is 5m where nothing is written)";
-            further.push(Fault::said(table.path.key("retry"), sentence));
+        let longest = table.path.key("retry").key("max_backoff");
+        if retry.backoff > retry.max_backoff && faults.iter().all(|fault| fault.place() != longest) {
+            let (backoff, longest) = (Span(retry.backoff), Span(retry.max_backoff));
+            let sentence = format!("{backoff} is longer than `retry.max_backoff`, which is {longest}");
+            further.push(Fault::said(table.path.key("retry").key("backoff"), sentence));
         }
         let sentences = job.validate(datasets).into_iter();
         further.extend(sentences.map(|(key, sentence)| Fault::said(table.path.key(key), sentence)));

@@ -55,7 +55,8 @@ impl Schedule {
         match self {
             Self::Every { period } => {
                 let span = Span(*period);
-                let uneven = 86_400_000 % period.as_millis() != 0;
+                let (day, ms) = (86_400_000_u128, period.as_millis());
+                let uneven = !day.is_multiple_of(ms) && !ms.is_multiple_of(day);
                 let note = format!(
                     "slots are whole multiples of {span} since 1970-01-01 00:00 UTC; {span} does not divide a day, so the \
                      times of day differ from one day to the next"

@@ -305,6 +305,8 @@ fn a_surprise_is_noted() {
         assert_eq!(notes(&cron(quiet, Tz::UTC)), Vec::<String>::new(), "{quiet:?}");
     }
     assert!(notes(&every(420))[0].contains("7m does not divide a day"));
+    assert!(notes(&every(36 * 3600))[0].contains("does not divide a day"));
+    assert_eq!(notes(&every(7 * 86_400)), Vec::<String>::new(), "always at midnight");
     assert_eq!(
         notes(&cron("30 1 * * *", Tz::Europe__Dublin)),
         [

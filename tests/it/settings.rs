@@ -174,6 +174,17 @@ fn one_mistake_does_not_hide_another() {
         schedule = "0 * * * *"
         retry = { backoff = "1x", max_backoff = "1s" }
         batch = { max_rows = "many" }
+
+        [jobs.weekly-upload]
+        kind = "uplod"
+        datasets = ["transactions", 3, "predictoins"]
+        batch = { max_rows = 0 }
+
+        [receivers.ops]
+        kind = "webhok"
+        url = "ftp://ops.example/secret"
+        timeout = "1h"
+        colour = "blue"
     "#;
     let problems = problems(text, &[]);
     let found: Vec<(&str, Option<usize>)> = problems.iter().map(|problem| (&*problem.path, problem.line)).collect();
@@ -185,7 +196,7 @@ fn one_mistake_does_not_hide_another() {
             ("datasets.predictions.max_record_size", Some(18)),
             ("jobs.nightly-upload.schedule", Some(22)),
             ("jobs.nightly-upload.datasets", Some(23)),
-            ("jobs.nightly-upload.retry", Some(24)),
+            ("jobs.nightly-upload.retry.backoff", Some(24)),
             ("jobs.nightly-upload.batch.max_row", Some(25)),
             ("jobs.nightly-upload.batch.max_rows", Some(25)),
             ("jobs.nightly-upload.batch.max_bytes", Some(25)),
@@ -194,9 +205,20 @@ fn one_mistake_does_not_hide_another() {
             ("jobs.hourly-upload.datasets", Some(29)),
             ("jobs.hourly-upload.retry.backoff", Some(32)),
             ("jobs.hourly-upload.batch.max_rows", Some(33)),
+            ("jobs.weekly-upload.kind", Some(36)),
+            ("jobs.weekly-upload.datasets[1]", Some(37)),
+            ("jobs.weekly-upload.datasets[2]", Some(37)),
+            ("jobs.weekly-upload.batch.max_rows", Some(38)),
+            ("receivers.ops.kind", Some(41)),
+            ("receivers.ops.url", Some(42)),
+            ("receivers.ops.timeout", Some(43)),
+            ("receivers.ops.colour", Some(44)),
         ],
         "{problems}"
     );
+    // Of a secret, what is wrong with it is told without it.
+    let said = problems.to_string();
+    assert!(said.contains("`url`: it must begin with https://") && !said.contains("ops.example"), "{said}");
 }
 
 #[test]

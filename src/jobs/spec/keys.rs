@@ -74,8 +74,8 @@ struct Attempts(u32);
 
 impl<'de> Deserialize<'de> for Attempts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match u32::deserialize(deserializer)? {
-            attempts @ 1..=100 => Ok(Self(attempts)),
+        match i64::deserialize(deserializer)? {
+            attempts @ 1..=100 => Ok(Self(attempts as u32)),
             other => Err(D::Error::custom(format!("{other} attempts; write 1 (no second one) to 100"))),
         }
     }

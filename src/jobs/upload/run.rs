@@ -30,8 +30,8 @@ pub(super) struct Limits {
 }
 
 fn rows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    match u32::deserialize(deserializer)? {
-        rows @ 1..=500_000 => Ok(rows),
+    match i64::deserialize(deserializer)? {
+        rows @ 1..=500_000 => Ok(rows as u32),
         other => Err(D::Error::custom(format!("{other} rows; write 1 to 500000"))),
     }
 }
