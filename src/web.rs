@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Connections that may be open at once; others wait in the kernel's queue.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 256;
 /// The kernel's queue.
 const BACKLOG: i32 = 128;
 /// How long clients have to send a request, and how long a connection may be idle.

@@ -25,7 +25,10 @@ pub(super) async fn serve(house: &House, args: ServeArgs) -> Result<(), Failure>
     let listener = match settings.backends.port {
         Some(port) => Some(web::bind(port).map_err(|error| {
             let cure = "free it, set PORT to another one, or unset it to listen nowhere";
-            Failure::configuration(format!("port {port}, which PORT names, cannot be listened on: {error}; {cure}"))
+            let message = format!("port {port}, which PORT names, cannot be listened on: {error}; {cure}");
+            // Whoever has it now may be gone soon, so that starting again helps.
+            let passing = error.kind() == std::io::ErrorKind::AddrInUse;
+            if passing { Failure::trouble(message) } else { Failure::configuration(message) }
         })?),
         None => None,
     };

@@ -53,7 +53,7 @@ async fn the_daemon_says_on_both_sorts_of_addresses_that_it_is_alive() {
     // A second one is told why it cannot have the port.
     let taken = BTreeMap::from([("PORT", port.to_string())]);
     let said = daemon::run(folder.path(), &taken, &["serve"]).await;
-    assert_eq!(said.status.code(), Some(78));
+    assert_eq!(said.status.code(), Some(1), "starting again may help");
     let message = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(message.contains(&format!("port {port}, which PORT names")) && message.contains("in use"), "{message}");
 
@@ -91,7 +91,7 @@ async fn clients_that_say_nothing_do_not_keep_others_out() {
     let address: SocketAddr = (Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port()).into();
     tokio::spawn(web::serve(listener, Duration::from_millis(100), CancellationToken::new()));
     let mut silent = Vec::new();
-    for number in 0..100 {
+    for number in 0..300 {
         let mut stream = TcpStream::connect(address).await.unwrap();
         if number % 2 == 0 {
             stream.write_all(b"GET /livez HTTP/1.1\r\nhost:").await.unwrap();

@@ -39,7 +39,7 @@ impl Encoder<'_> {
     pub(super) fn encode(&self, value: &[u8], new_fields: &mut Fields, out: &mut Vec<u8>) -> Result<(), Rejection> {
         let text = std::str::from_utf8(value)
             .map_err(|error| Rejection::new("not_json", format!("the record is not UTF-8: {error}")))?
-            .trim();
+            .trim_matches([' ', '\t', '\n', '\r']);
         let start = out.len();
         let first_try = self.row(text, false, new_fields, out);
         let result = match first_try {
@@ -50,7 +50,8 @@ impl Encoder<'_> {
                     return Err(Rejection::new("not_json", why));
                 }
                 let quoted = self.dataset.layout == Layout::Columns;
-                self.row(&quote_non_finite(text, quoted), true, new_fields, out).map_err(|_| rejection)
+                let again = self.row(&quote_non_finite(text, quoted), true, new_fields, out);
+                again.map_err(|again| if again.reason == "not_json" { rejection } else { again })
             }
             other => other,
         };

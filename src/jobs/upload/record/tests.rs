@@ -55,6 +55,22 @@ fn columns_row(value: &str) -> (Result<Value, Rejection>, Fields) {
 }
 
 #[test]
+fn only_the_white_space_of_json_may_stand_around_a_record() {
+    assert!(json_row(b" \t\r\n{\"_timestamp\": 1}\n").is_ok());
+    for around in ["\u{b}", "\u{c}", "\u{a0}", "\u{2003}", "\u{feff}"] {
+        for text in [format!("{around}{{\"_timestamp\": 1}}"), format!("{{\"_timestamp\": 1}}{around}")] {
+            assert_eq!(json_row(text.as_bytes()).unwrap_err().reason, "not_json", "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_time_that_is_not_a_number_is_no_time() {
+    let rejection = json_row(br#"{"_timestamp": NaN, "a": 1}"#).unwrap_err();
+    assert_eq!((rejection.reason, rejection.detail.contains("is null")), ("schema", true), "{}", rejection.detail);
+}
+
+#[test]
 fn layout_json_wraps_the_whole_record() {
     let record = json!({"transaction_id": "tx_1", "amount": 299.99, "_timestamp": "2025-09-27T14:30:00.123456"});
     let row = json_row(record.to_string().as_bytes()).unwrap();
