@@ -157,10 +157,12 @@ fn repeats(sentence: &str, secret: &str) -> bool {
     /// Bytes that a word of our own may have in common with it.
     const BY_CHANCE: usize = 4;
     let secret = secret.split_once("://").map_or(secret, |(_, rest)| rest).as_bytes();
-    let sentence = sentence.as_bytes();
-    secret.len() > BY_CHANCE
-        && secret.windows(BY_CHANCE + 1).any(|piece| memchr::memmem::find(sentence, piece).is_some())
-        || !secret.is_empty() && secret.len() <= BY_CHANCE && memchr::memmem::find(sentence, secret).is_some()
+    let is_in = |text: &[u8], piece: &[u8]| memchr::memmem::find(text, piece).is_some();
+    match secret.len() {
+        0 => false,
+        1..=BY_CHANCE => is_in(sentence.as_bytes(), secret),
+        _ => sentence.as_bytes().windows(BY_CHANCE + 1).any(|piece| is_in(secret, piece)),
+    }
 }
 
 fn found_in_words(found: Unexpected<'_>) -> String {
