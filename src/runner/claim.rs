@@ -118,7 +118,7 @@ impl Inner {
                 Answer::Busy(_) if patient => self.await_turn(run).await?,
                 Answer::Busy(_) => return Err(NoRun::Missed(MissedCause::Overlap)),
                 Answer::Away(error) => match run.job.when_db_down {
-                    _ if self.is_put_off(run) => return Err(NoRun::PutOff),
+                    _ if self.put_off(run) => return Err(NoRun::PutOff),
                     WhenDbDown::Run => {
                         self.until_slot(run).await?;
                         if !(exclusive && lane.is_running()) {

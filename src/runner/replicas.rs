@@ -80,8 +80,8 @@ impl Inner {
         }
     }
 
-    /// Whether a slot is not for now, because the database is away. Then it is remembered.
-    pub(super) fn is_put_off(&self, run: &Wanted) -> bool {
+    /// Puts a slot off that this daemon should not run while the database is away. `false`: it should.
+    pub(super) fn put_off(&self, run: &Wanted) -> bool {
         let (Some(slot), Trigger::Schedule | Trigger::CatchUp) = (run.slot, run.trigger) else { return false };
         let job = &run.job.name;
         match run.job.when_db_down {

@@ -19,6 +19,7 @@ use lamplighter::jobs::{
 };
 use lamplighter::runner::{Bell, Due, Runner, RunnerDeps, Tempo};
 use lamplighter::warehouse::{SharedWarehouse, SqliteWarehouse};
+use tokio::sync::Semaphore;
 
 /// How long anything may take before a test fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -113,6 +114,20 @@ impl TestJob {
         self.0.paused = true;
         self
     }
+}
+
+/// A job whose bodies each wait for a permit, and move one row.
+pub(super) fn gated(name: &str) -> (TestJob, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let inside = gate.clone();
+    let gated = job(name, move |_| {
+        let gate = inside.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            super::done(1)
+        }
+    });
+    (gated, gate)
 }
 
 /// One slot that is due on time.

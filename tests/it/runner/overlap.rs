@@ -1,5 +1,4 @@
 //! What happens when a slot comes while the run before it is going.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +8,11 @@ use lamplighter::history::{MissedCause, RunState};
 use lamplighter::jobs::Overlap;
 use tokio::sync::Semaphore;
 
-use super::bench::{Bench, TestJob, due, job};
-use super::done;
+use super::bench::{self, Bench, TestJob, due};
 
-/// A job whose bodies each wait for a permit.
 fn gated(overlap: Overlap) -> (TestJob, Arc<Semaphore>) {
-    let gate = Arc::new(Semaphore::new(0));
-    let inside = gate.clone();
-    let gated = job("upload", move |_| {
-        let gate = inside.clone();
-        async move {
-            gate.acquire().await.unwrap().forget();
-            done(1)
-        }
-    });
-    (gated.overlap(overlap), gate)
+    let (job, gate) = bench::gated("upload");
+    (job.overlap(overlap), gate)
 }
 
 /// Hands over a slot half a second ahead, as the scheduler does, and lets its instant come.

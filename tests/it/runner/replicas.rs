@@ -27,22 +27,21 @@ fn slots(house: &House) -> Vec<DateTime<Utc>> {
 
 /// Until these daemons have checked in, and each once more after that, so that it has seen all that are noted.
 async fn have_looked_around(house: &House, daemons: &[&str]) {
-    let mut connection = PgConnection::connect(&house.database.url).await.expect("the database is there");
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
-    let mut first: BTreeMap<String, DateTime<Utc>> = BTreeMap::new();
-    loop {
-        let all = sqlx::query_as("SELECT owner, lease_until FROM replicas");
-        let all: Vec<(String, DateTime<Utc>)> = all.fetch_all(&mut connection).await.expect("the table is there");
-        let now: BTreeMap<_, _> = all.into_iter().collect();
-        if first.is_empty() && daemons.iter().all(|daemon| now.contains_key(*daemon)) {
-            first.clone_from(&now);
-        }
-        if !first.is_empty() && daemons.iter().all(|daemon| now.get(*daemon) > first.get(*daemon)) {
-            return;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "not all of {daemons:?} have looked around: {now:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let leases = async || -> BTreeMap<String, DateTime<Utc>> {
+        let mut connection = PgConnection::connect(&house.database.url).await.expect("the database is there");
+        let all = sqlx::query_as("SELECT owner, lease_until FROM replicas").fetch_all(&mut connection).await;
+        all.expect("the table is there").into_iter().collect()
+    };
+    let first = eventually(&format!("{daemons:?} have checked in"), async || {
+        let now = leases().await;
+        if daemons.iter().all(|daemon| now.contains_key(*daemon)) { Ok(now) } else { Err(now) }
+    })
+    .await;
+    eventually(&format!("{daemons:?} have checked in again"), async || {
+        let now = leases().await;
+        if daemons.iter().all(|daemon| now.get(*daemon) > first.get(*daemon)) { Ok(()) } else { Err(now) }
+    })
+    .await;
 }
 
 /// Until every slot has the row of a run that is over, or was missed.
