@@ -325,6 +325,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_byte_is_seen_wherever_it_stands_in_a_string() {
+        for byte in (0..0x80_u8).map(char::from) {
+            for before in 0..20 {
+                let string = format!("{}{byte}{}", "x".repeat(before), "y".repeat(19 - before));
+                let (value, name) = (format!("{{\"a\": \"{string}\"}}"), format!("{{\"{string}\": 1}}"));
+                let plain = !byte.is_control() && !['"', '\\'].contains(&byte) || byte == '\u{7f}';
+                assert_eq!((read(&value).is_some(), read(&name).is_some()), (plain, plain), "{byte:?} after {before}");
+            }
+        }
+    }
+
     fn json() -> impl Strategy<Value = String> {
         let text = "\"([a-zA-Z_ üß日]|\\\\[\"\\\\/bfnrt]|\\\\u[0-9a-fA-F]{4}){0,12}\"";
         let number = "-?(0|[1-9][0-9]{0,20})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?";
