@@ -10,6 +10,7 @@ mod batch;
 mod claims;
 mod entry;
 mod failpoint;
+mod gzip;
 mod isolate;
 mod members;
 mod patience;

@@ -1,16 +1,14 @@
 //! The middle of a reading: a stretch of a batch's entries with their values, encoded and compressed.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
 use ulid::Ulid;
 
+use super::gzip::Gzip;
 use super::record::{Encoder, Rejection};
 use super::shape::{Fields, Shape};
 use super::table::Table;
@@ -79,7 +77,7 @@ pub(super) struct Output {
     /// The shape that the table has in this reading.
     pub(super) shape: Arc<Shape>,
     /// `None` if nothing is sent, because the table lacks fields.
-    stream: Option<GzEncoder<Vec<u8>>>,
+    stream: Option<Gzip>,
 }
 
 /// An encoded stretch.
@@ -107,21 +105,19 @@ pub(super) struct Rows {
 impl Output {
     /// `send`: the table has all fields, as far as is known.
     pub(super) fn new(table: Arc<Table>, shape: Arc<Shape>, send: bool) -> Self {
-        // Level 1: the network, not the disk, is what it saves, and level 3 costs a third of the speed.
-        let stream = send.then(|| GzEncoder::new(Vec::new(), Compression::new(1)));
-        Self { table, shape, stream }
+        Self { table, shape, stream: send.then(Gzip::new) }
     }
 
     /// Compresses rows.
     fn push(&mut self, plain: &[u8]) {
         if let Some(stream) = &mut self.stream {
-            stream.write_all(plain).expect("memory takes all");
+            stream.write(plain);
         }
     }
 
     /// What the stream has given out since the last time.
     fn take(&mut self) -> Vec<u8> {
-        self.stream.as_mut().map(|stream| std::mem::take(stream.get_mut())).unwrap_or_default()
+        self.stream.as_mut().map(Gzip::take).unwrap_or_default()
     }
 }
 
@@ -178,8 +174,7 @@ impl Packer {
 
     /// Ends the streams: the last bytes for each table.
     pub(super) fn finish(self) -> Vec<Vec<u8>> {
-        let end = |stream: GzEncoder<Vec<u8>>| stream.finish().expect("memory takes all");
-        self.outputs.into_iter().map(|output| output.stream.map(end).unwrap_or_default()).collect()
+        self.outputs.into_iter().map(|output| output.stream.map(Gzip::finish).unwrap_or_default()).collect()
     }
 
     /// The dead letter for a rejected entry.
