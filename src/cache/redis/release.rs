@@ -18,11 +18,11 @@ use super::{errors, read, script};
 use crate::cache::{AfterUpload, CacheError, Digest, Lease, Released, Sent, Stored};
 
 /// `WATCH` compares each key with all that the connection watches already, so its cost grows with the square of this, and that
-/// of a round trip shrinks. A whole upload takes the same with 48 on three lanes, on four, and with 64 on two; others wait the
-/// shortest for their answers with the first.
+/// of a round trip shrinks. Measured with whole uploads: on four lanes 170,000 records a second with 48, 167,000 with 40; on three
+/// 164,000 with 48, and others wait as long for their answers.
 const CHUNK: usize = 48;
 /// How many connections work side by side. The lease is renewed over another.
-const LANES: usize = 3;
+const LANES: usize = 4;
 /// Bytes of values in a chunk, unless one has more alone.
 const CHUNK_BYTES: u64 = 512 << 10;
 /// How often a single key is tried that somebody touches again and again.
