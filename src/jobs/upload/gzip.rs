@@ -1,8 +1,8 @@
 //! Gzip for rows, quickly: newline-delimited JSON, whose records resemble each other.
 //!
 //! The output is one gzip member (RFC 1952) with one deflate block (RFC 1951) in the fixed Huffman code, as any reader of gzip
-//! takes it. Text is looked for where six bytes like its first were seen last; if there are none, four bytes go out as they
-//! are before the next look. Decision 8 says what that gains over a library, and what it costs.
+//! takes it. Text is looked for where the last look found the same six bytes; if there was none, four bytes go out as literals
+//! before the next look. Decision 8 says what that gains over a library, and what it costs.
 //!
 //! What is found is compared before it is used, so whatever the table of heads holds, the output is right.
 
@@ -10,11 +10,12 @@ use crc32fast::Hasher;
 
 /// How far back a match may lie, in bytes: RFC 1951, 3.2.5.
 const REACH: usize = 32 << 10;
-/// The longest match, in bytes: RFC 1951, 3.2.5.
-const LONGEST: usize = 258;
+/// The longest match, in bytes. RFC 1951, 3.2.5, would allow two more; with a multiple of the stride, the next look finds what
+/// follows a long match.
+const LONGEST: usize = 256;
 /// Bytes that have to be the same for a match.
 const SHORTEST: usize = 6;
-/// Bytes that go out as they are if there is no match.
+/// Bytes that go out as literals if there is no match.
 const STRIDE: usize = 4;
 /// Bytes that are compressed in one go.
 const PIECE: usize = 32 << 10;
@@ -34,7 +35,7 @@ struct Code {
     count: u32,
 }
 
-/// The codes of bytes that go out as they are.
+/// The codes of literals.
 static LITERALS: [Code; 256] = {
     let mut codes = [symbol(0); 256];
     let mut byte = 0;
@@ -47,9 +48,9 @@ static LITERALS: [Code; 256] = {
 
 /// The codes of matches' lengths, extra bits included; there are none below three bytes.
 static LENGTHS: [Code; LONGEST + 1] = {
-    let mut codes = [symbol(285); LONGEST + 1];
+    let mut codes = [symbol(END); LONGEST + 1];
     let mut length = 3;
-    while length < LONGEST {
+    while length <= LONGEST {
         // A symbol for each of the first eight lengths, then four for each power of two.
         let above = length as u32 - 3;
         let extra = if above < 8 { 0 } else { above.ilog2() - 2 };
@@ -119,14 +120,15 @@ impl Bits<'_> {
 pub(super) struct Gzip {
     /// The last of what was written.
     window: Vec<u8>,
-    /// For a place made of six bytes: where in the stream they were last seen, modulo 2^32.
+    /// For a place made of six bytes: where in the stream the last look found such bytes, modulo 2^32; 0 if there was none.
     heads: Box<[u32; 1 << PLACE_BITS]>,
     /// What came so far, in bytes, modulo 2^32.
     length: u32,
+    begun: bool,
     checksum: Hasher,
     /// Bits that do not fill a byte yet, and how many they are.
     rest: (u64, u32),
-    /// Where a piece is compressed to; at worst, nine bits for each of its bytes.
+    /// Where a piece is compressed to: at worst nine bits for each of its bytes, and the eight bytes that a flush writes.
     room: Box<[u8; PIECE + PIECE / 4]>,
     out: Vec<u8>,
 }
@@ -137,16 +139,21 @@ impl Gzip {
             window: Vec::with_capacity(WINDOW),
             heads: vec![0; 1 << PLACE_BITS].try_into().expect("of this length"),
             length: 0,
+            begun: false,
             checksum: Hasher::new(),
             // The block is the last one, and in the fixed code: RFC 1951, 3.2.3.
             rest: (0b011, 3),
             room: vec![0; PIECE + PIECE / 4].try_into().expect("of this length"),
-            out: HEADER.to_vec(),
+            out: Vec::new(),
         }
     }
 
     /// Compresses rows.
     pub(super) fn write(&mut self, rows: &[u8]) {
+        if rows.is_empty() {
+            return;
+        }
+        self.begin();
         self.checksum.update(rows);
         for piece in rows.chunks(PIECE) {
             if self.window.len() + piece.len() > WINDOW {
@@ -158,13 +165,20 @@ impl Gzip {
         }
     }
 
-    /// What the stream has given out since the last time.
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.out.extend_from_slice(&HEADER);
+        }
+    }
+
+    /// What the stream has given out since the last time; before the first row, nothing.
     pub(super) fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.out)
     }
 
     /// Ends the stream: its last bytes.
     pub(super) fn finish(mut self) -> Vec<u8> {
+        self.begin();
         let mut bits = Bits { room: &mut self.room[..], end: 0, pending: self.rest.0, count: self.rest.1 };
         bits.push(symbol(END));
         bits.count = bits.count.next_multiple_of(8);
@@ -318,12 +332,14 @@ mod tests {
     fn a_match_is_found_up_to_the_reach_and_comes_back_as_it_was() {
         let noise = noise(REACH + 300);
         let end = b"the end of the rows";
-        let alone = checked([&[&noise[..], end].concat()[..]]).len();
-        for length in [6, 7, 10, 11, 12, 18, 66, 67, 130, 131, 256, 257, 258] {
-            for back in [8, 16, 256, 300, 1_000, 4_096, 16_384, REACH - STRIDE, REACH, REACH + STRIDE] {
-                let copied = &noise[noise.len() - back..];
-                let copied = &copied[..length.min(copied.len())];
-                let more = checked([&[&noise[..], copied, end].concat()[..]]).len() - alone;
+        for length in [6, 7, 10, 11, 12, 18, 66, 67, 130, 131, 255, 256] {
+            for back in [8, 16, 256, 300, 1_000, 4_096, 16_384, REACH - 1, REACH, REACH + 1, REACH + 2, REACH + 3] {
+                let from = noise.len() - back;
+                let copied = &noise[from..noise.len().min(from + length)];
+                // A look begins with each write, and then every few bytes: so one of them begins where the copy does.
+                let (first, second) = noise.split_at(from % STRIDE);
+                let alone = checked([first, second, end]).len();
+                let more = checked([first, second, &[copied, end].concat()[..]]).len() - alone;
                 assert_eq!(more <= 4, back <= REACH, "{length} bytes, {back} back: {more} bytes more");
             }
         }
@@ -331,23 +347,40 @@ mod tests {
 
     #[test]
     fn texts_of_all_kinds_come_back_as_they_were() {
-        checked([]);
-        checked([&b""[..], b""]);
         let noise = noise(3 * WINDOW);
         (1..100).for_each(|length| assert!(checked([&noise[..length]]).len() <= 18 + 2 + length * 9 / 8));
         checked([&noise[..]]);
         checked(noise.chunks(777));
+        // The longest literals.
+        let above: Vec<u8> = noise.iter().map(|byte| 144 + byte % 112).collect();
+        checked([&above[..]]);
         assert!(checked([&[0; 500_000][..]]).len() < 6_000);
+        assert!(checked([&b"{}\n".repeat(50_000)[..]]).len() < 2_000);
         checked(vec![&b"{}\n"[..]; 50_000]);
     }
 
     #[test]
-    fn a_stream_may_be_longer_than_its_counter() {
-        let text = noise(50_000).repeat(4);
-        let mut stream = Gzip { length: u32::MAX - 60_000, ..Gzip::new() };
+    fn before_the_first_row_nothing_is_given_out() {
+        let mut stream = Gzip::new();
+        stream.write(b"");
+        assert!(stream.take().is_empty());
+        checked([]);
+        checked([&b""[..], b""]);
+    }
+
+    #[test]
+    fn a_stream_may_be_longer_than_its_counter_and_takes_no_more_memory() {
+        let text = noise(20_000).repeat(50);
+        let before = u32::MAX - 60_000;
+        let mut stream = Gzip { length: before, ..Gzip::new() };
+        let room = stream.window.capacity();
         stream.write(&text);
+        assert_eq!(stream.window.capacity(), room);
+        let compressed = stream.finish();
+        assert!(compressed.len() < 100_000, "{} bytes: text is found again", compressed.len());
+        assert_eq!(compressed[compressed.len() - 4..], before.wrapping_add(text.len() as u32).to_le_bytes());
         let mut back = Vec::new();
-        DeflateDecoder::new(&stream.finish()[HEADER.len()..]).read_to_end(&mut back).expect("it is deflate");
+        DeflateDecoder::new(&compressed[HEADER.len()..]).read_to_end(&mut back).expect("it is deflate");
         assert!(back == text, "it is another text");
     }
 
