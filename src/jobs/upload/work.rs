@@ -16,8 +16,8 @@ use super::timestamp;
 use crate::cache::{Digest, Mark, QueueRef, magnitude};
 use crate::history::DeadLetter;
 
-/// Bytes of rows that are encoded and compressed in one go, the last row whole: less than a tenth of a millisecond, and then there may be answers of
-/// Redis to read, and requests to send.
+/// Bytes of rows that are encoded and compressed in one go, the last row whole: less than a tenth of a millisecond, and then there
+/// may be answers of Redis to read, and requests to send.
 const AT_A_TIME: usize = 16 << 10;
 
 /// A stretch of entries, in queue order, with the values that are to become rows.
